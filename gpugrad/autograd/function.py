@@ -1,0 +1,196 @@
+"""Operations with a derivative written by the user: ``Function`` with ``forward`` and ``backward``."""
+
+from __future__ import annotations
+
+from ..backend.arrays import array_module
+from ..config import grad_mode, modes
+from ..errors import user_line
+from ..tensor import Tensor, clock, wrap
+from .engine import _FREED, _TWICE, Node, Part, Parts
+
+
+class Context:
+    """What ``forward`` leaves for ``backward``: saved tensors, and any attributes."""
+
+    def __init__(self, needs_input_grad):
+        self.needs_input_grad = needs_input_grad
+        self._saved: tuple = ()
+        self._non_differentiable: set[int] = set()
+        self._dirty: set[int] = set()
+        self._materialize = True
+        self._node: FunctionNode | None = None
+
+    def save_for_backward(self, *tensors) -> None:
+        """Keep inputs or outputs for ``backward``; writes to them in place are noticed."""
+        self._saved = tensors
+
+    @property
+    def saved_tensors(self) -> tuple:
+        """What ``save_for_backward`` kept. Raises RuntimeError after the graph was freed."""
+        node = self._node
+        if node is None:
+            return self._saved
+        return node.unpack()
+
+    def mark_non_differentiable(self, *tensors) -> None:
+        """Outputs without gradient."""
+        self._non_differentiable.update(id(t) for t in tensors)
+
+    def mark_dirty(self, *tensors) -> None:
+        """Inputs that ``forward`` changed in place and returns."""
+        self._dirty.update(id(t) for t in tensors)
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Whether missing gradients of outputs reach ``backward`` as zeros (the default) or as None."""
+        self._materialize = value
+
+
+class FunctionNode(Node):
+    """The record of one call of a ``Function``."""
+
+    __slots__ = ("context", "function", "outputs", "saved_times")
+
+    @property
+    def name(self) -> str:
+        return f"{self.function.__name__}Backward"
+
+    def unpack(self) -> tuple:
+        if self.saved is _FREED:
+            raise RuntimeError(_TWICE)
+        tensors = []
+        for position, (t, own_output) in enumerate(self.saved):
+            if t is not None and t._version[0] > self.time:
+                raise self.stale(position, t._version)
+            if own_output is not None:  # an output was saved without its record, to avoid a cycle: attach it
+                attached = wrap(t.array)
+                attached._version = t._version
+                attached._node = self if len(self.outputs) == 1 else Part(self, own_output, t.shape)
+                t = attached
+            tensors.append(t)
+        return tuple(tensors)
+
+    def release(self) -> None:
+        if self.saved:
+            self.saved = _FREED
+
+    def _cotangents(self, g) -> list:
+        parts = g if isinstance(g, Parts) else Parts({0: g})
+        result = []
+        for index, (shape, dtype, xp) in enumerate(self.outputs):
+            d = parts.get(index)
+            if d is None and self.context._materialize:
+                d = xp.zeros(shape, dtype)
+            result.append(d if d is None or isinstance(d, Tensor) else wrap(d))
+        return result
+
+    def _check(self, results):
+        results = results if isinstance(results, tuple) else (results,)
+        if len(results) != len(self.edges):
+            raise RuntimeError(
+                f"function {self.name} returned an incorrect number of gradients (expected {len(self.edges)}, got {len(results)})"
+            )
+        return results
+
+    def arrays(self, g):
+        with grad_mode(False):
+            results = self._check(self.function.backward(self.context, *self._cotangents(g)))
+        return [r if r is None else r.array for r in results]
+
+    def tensors(self, g):
+        return self._check(self.function.backward(self.context, *self._cotangents(g)))
+
+
+class Function:
+    """Base class of operations with their own gradient.
+
+    Subclasses define static methods ``forward(ctx, *args)`` and ``backward(ctx, *grad_outputs)``; ``backward`` returns one
+    gradient per argument of ``forward`` (None where there is none). Calls go through ``apply``. A ``backward`` written in
+    tensor operations is differentiable again.
+
+    >>> import gpugrad as gg
+    >>> class Cube(gg.autograd.Function):
+    ...     @staticmethod
+    ...     def forward(ctx, x):
+    ...         ctx.save_for_backward(x)
+    ...         return x * x * x
+    ...     @staticmethod
+    ...     def backward(ctx, g):
+    ...         (x,) = ctx.saved_tensors
+    ...         return g * 3 * x * x
+    >>> x = gg.tensor([2.0], requires_grad=True)
+    >>> Cube.apply(x).sum().backward()
+    >>> x.grad
+    tensor([12.])
+    """
+
+    @staticmethod
+    def forward(ctx, *args, **kwargs):
+        raise NotImplementedError("You must implement the forward function for custom autograd.Function.")
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        raise NotImplementedError("You must implement the backward function to use it with your custom autograd.Function.")
+
+    @classmethod
+    def apply(cls, *args, **kwargs):
+        """Run ``forward`` without recording, and record the call as one operation."""
+        if modes.unusual and modes.local.forward:
+            raise RuntimeError(
+                f"{cls.__name__} is an autograd.Function, which states only its reverse derivative; it cannot be used inside "
+                "forward mode (jvp). Write it in tensor operations instead."
+            )
+        recording = not modes.unusual or modes.local.grad
+        edges = tuple(a._node if isinstance(a, Tensor) else None for a in args)
+        recording = recording and any(e is not None for e in edges)
+        ctx = Context(tuple(e is not None for e in edges))
+        with grad_mode(False):
+            outputs = cls.forward(ctx, *args, **kwargs)
+        single = not isinstance(outputs, tuple)
+        results = (outputs,) if single else outputs
+        if recording:
+            results = tuple(_record(cls, ctx, edges, args, results))
+        return results[0] if single else tuple(results)
+
+
+def _record(function, ctx, edges, args, results):
+    node = object.__new__(FunctionNode)
+    node.edges, node.function, node.context = edges, function, ctx
+    node.out, node.line, node.time = None, None, clock.now
+    if modes.unusual and modes.local.anomaly:
+        node.line = user_line()
+    inputs = {id(a) for a in args if isinstance(a, Tensor)}
+    differentiable = [
+        isinstance(r, Tensor) and r.dtype.kind in "fc" and id(r) not in ctx._non_differentiable for r in results
+    ]
+    tensors = [r for r, ok in zip(results, differentiable, strict=True) if ok]
+    node.outputs = [(tuple(r.shape), r.dtype, array_module(r.array)) for r in tensors]
+    node.shape = node.outputs[0][0] if len(node.outputs) == 1 else ()
+    position = {id(r): k for k, r in enumerate(tensors)}
+    node.saved = tuple((t, position.get(id(t)) if id(t) not in inputs else None) for t in ctx._saved)
+    ctx._saved, ctx._node = (), node
+    for r, ok in zip(results, differentiable, strict=True):
+        if not ok:
+            yield r
+            continue
+        if id(r) in inputs and id(r) not in ctx._dirty:  # an input returned as it is: the result is a tensor of its own
+            alias = wrap(r.array)
+            alias._version = r._version
+            r_out = alias
+        else:
+            r_out = r
+        r_out._node = node if len(node.outputs) == 1 else Part(node, position[id(r)], tuple(r.shape))
+        yield r_out
+
+
+def once_differentiable(backward):
+    """Mark a ``backward`` that is not written in tensor operations: differentiating it again raises an error."""
+
+    def run(ctx, *grads):
+        wanted = (not modes.unusual or modes.local.grad) and any(g is not None and g.requires_grad for g in grads)
+        with grad_mode(False):
+            results = backward(ctx, *grads)
+        if wanted:
+            raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+        return results
+
+    return run

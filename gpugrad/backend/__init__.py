@@ -1,0 +1,1 @@
+"""Where arrays live and how kernels are launched. No operation is named here."""

@@ -1,0 +1,71 @@
+"""Which backend an array belongs to, and moving arrays between devices."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from . import cupy as cuda_backend
+from . import numpy as cpu_backend
+from .device import CPU, as_device, device
+
+_ndarray = np.ndarray
+
+
+def is_array(value) -> bool:
+    """Whether the value is an array of one of the backends (NumPy scalars are not)."""
+    if isinstance(value, _ndarray):
+        return True
+    module = sys.modules.get("cupy")
+    return module is not None and isinstance(value, module.ndarray)
+
+
+def backend_of(array):
+    """The backend module of an array."""
+    return cpu_backend if isinstance(array, (_ndarray, np.generic)) else cuda_backend
+
+
+def array_module(array):
+    """numpy or cupy, whichever made the array (NumPy scalars and Python numbers: numpy)."""
+    if isinstance(array, (_ndarray, np.generic, int, float, complex)):
+        return np
+    return cuda_backend.cupy()
+
+
+def device_of(array) -> device:
+    return CPU if isinstance(array, _ndarray) else cuda_backend.device_of(array)
+
+
+def backend_for(d: device):
+    return cpu_backend if d.type == "cpu" else cuda_backend
+
+
+def to_numpy(array):
+    """The values as a NumPy array (zero copy on the CPU)."""
+    return array if isinstance(array, _ndarray) else cuda_backend.to_numpy(array)
+
+
+def to_device(array, d: device):
+    """The array on this device: itself if it is there already, else a copy."""
+    if d.type == "cpu":
+        return to_numpy(array)
+    with cuda_backend.on_device(d):
+        return cuda_backend.asarray(array)
+
+
+def new_array(data, dtype=None, d: device | None = None):
+    """A fresh array with these values on a device."""
+    d = as_device(d)
+    if d.type == "cpu":
+        return np.array(data, dtype)
+    with cuda_backend.on_device(d):
+        return cuda_backend.cupy().array(data, dtype)
+
+
+def scalar_array(value, dtype, like):
+    """A zero-dimensional array on the device of ``like``."""
+    if isinstance(like, _ndarray):
+        return np.array(value, dtype)
+    with cuda_backend.on_device(device_of(like)):
+        return cuda_backend.asarray(value, dtype)

@@ -1,0 +1,1 @@
+"""Scalar expressions and the code made from them. Knows nothing of tensors, tapes or the table of operations."""

@@ -1,0 +1,159 @@
+"""Array programs: expressions rendered to straight-line NumPy code with planned temporaries.
+
+The same expressions render to CUDA and LLVM elsewhere; this is the form every machine with NumPy can run. Two shapes
+of code are made from one expression:
+
+``direct``  ``f(inputs...) -> outputs``: fresh results, dead temporaries reused through ``out=``. For small arrays.
+``block``   ``f(inputs..., outputs..., scratch...)``: everything is given, nothing is allocated. For large arrays, where
+            the backend calls it on pieces that fit in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .expr import Expr, topological
+
+
+class Program:
+    """Expressions over named inputs, compiled for an array module on first use."""
+
+    __slots__ = ("_direct", "_in_place", "inputs", "outputs", "result_full")
+
+    def __init__(self, outputs: Sequence[Expr], inputs: Sequence[str], full: Sequence[str]):
+        """``full`` names the inputs known to have the shape of the result (others may be broadcast)."""
+        self.outputs, self.inputs = list(outputs), list(inputs)
+        self.result_full = frozenset(full)
+        self._direct: dict = {}
+        self._in_place: dict = {}
+
+    def direct(self, functions, reuse: bool = True):
+        """``f(*inputs)`` returning one array per output, in a list if there are several.
+
+        ``reuse`` lets dead temporaries be overwritten; NumPy's zero-dimensional results are scalars and cannot be.
+        """
+        key = (functions.name, reuse)
+        compiled = self._direct.get(key)
+        if compiled is None:
+            full = self.result_full if reuse else ()
+            compiled = self._direct[key] = _compile(_direct_source(self.outputs, self.inputs, full), functions)
+        return compiled
+
+    def block(self, functions, in_place: Sequence[str | None]):
+        """``(f, number of float scratch arrays, of bool scratch arrays)``; output k overwrites input ``in_place[k]``."""
+        key = (functions.name, tuple(in_place))
+        compiled = self._in_place.get(key)
+        if compiled is None:
+            source, floats, bools = _block_source(self.outputs, self.inputs, in_place)
+            compiled = self._in_place[key] = (_compile(source, functions), floats, bools)
+        return compiled
+
+
+def _compile(source: str, functions):
+    namespace = dict(functions.table)
+    exec(compile(source, "<gpugrad array program>", "exec"), namespace)
+    function = namespace["program"]
+    function.source = source
+    return function
+
+
+BOOLEAN = {"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "isnan", "isinf", "isfinite"}
+
+
+def _operand(e: Expr, names: dict[int, str]) -> str:
+    if e.op == "const":
+        value = e.args[0]
+        if value != value:
+            return "nan"
+        if value in (float("inf"), float("-inf")):
+            return "inf" if value > 0 else "(-inf)"
+        return repr(value)
+    return names[id(e)]
+
+
+def _last_uses(order: list[Expr], outputs: Sequence[Expr]) -> dict[int, int]:
+    last: dict[int, int] = {}
+    for position, e in enumerate(order):
+        if e.op not in ("input", "const"):
+            for a in e.args:
+                last[id(a)] = position
+    for e in outputs:
+        last[id(e)] = len(order)
+    return last
+
+
+def _direct_source(outputs, inputs, full) -> str:
+    order = topological(outputs)
+    last = _last_uses(order, outputs)
+    names = {id(e): e.args[0] for e in order if e.op == "input"}
+    is_full = {id(e): e.op == "input" and e.args[0] in full for e in order}
+    lines, owned = [], {}  # owned: temporaries of the program itself that may be overwritten
+    for position, e in enumerate(order):
+        if e.op in ("input", "const"):
+            continue
+        is_full[id(e)] = any(is_full[id(a)] for a in e.args)
+        boolean = e.op in BOOLEAN
+        target = None
+        for a in e.args:
+            if last.get(id(a)) == position and owned.get(id(a)) == boolean and is_full[id(a)]:
+                target = names[id(a)]
+                break
+        arguments = ", ".join(_operand(a, names) for a in e.args)
+        name = target or f"t{position}"
+        out = f", {target}" if target else ""
+        lines.append(f"    {name} = {e.op}({arguments}{out})")
+        names[id(e)] = name
+        owned[id(e)] = boolean
+    results = [_operand(e, names) for e in outputs]
+    lines.append(f"    return {results[0] if len(results) == 1 else '[' + ', '.join(results) + ']'}")
+    return "\n".join([f"def program({', '.join(inputs)}):", *lines])
+
+
+def _block_source(outputs, inputs, in_place) -> tuple[str, int, int]:
+    """Assign every value to an output or scratch register, reusing registers as values die."""
+    order = topological(outputs)
+    last = _last_uses(order, outputs)
+    names = {id(e): e.args[0] for e in order if e.op == "input"}
+    steps = [(p, e) for p, e in enumerate(order) if e.op not in ("input", "const")]
+    home = _output_homes(outputs, order, last, in_place)
+    free = {False: [], True: []}
+    made = {False: 0, True: 0}
+    where: dict[int, str] = {}
+    lines = []
+    for position, e in steps:
+        boolean = e.op in BOOLEAN
+        arguments = [_operand(a, names) for a in e.args]
+        freed = [a for a in dict.fromkeys(e.args) if last.get(id(a)) == position and id(a) in where]
+        for a in freed:  # an elementwise step may overwrite its own operand
+            free[a.op in BOOLEAN].append(where.pop(id(a)))
+        target = home.get(id(e))
+        if target is None:
+            if free[boolean]:
+                target = free[boolean].pop()
+            else:
+                target = f"{'b' if boolean else 's'}{made[boolean]}"
+                made[boolean] += 1
+            where[id(e)] = target
+        lines.append(f"    {e.op}({', '.join([*arguments, target])})")
+        names[id(e)] = target
+    for k, e in enumerate(outputs):
+        if names.get(id(e)) != f"o{k}":
+            lines.append(f"    copyto(o{k}, {_operand(e, names)})")
+    parameters = [*inputs, *[f"o{k}" for k in range(len(outputs))]]
+    parameters += [f"s{i}" for i in range(made[False])] + [f"b{i}" for i in range(made[True])]
+    body = lines or ["    pass"]
+    return "\n".join([f"def program({', '.join(parameters)}):", *body]), made[False], made[True]
+
+
+def _output_homes(outputs, order, last, in_place) -> dict[int, str]:
+    """Outputs that may be computed straight into their array: not if that overwrites an input still to be read."""
+    home: dict[int, str] = {}
+    position_of = {id(e): p for p, e in enumerate(order)}
+    for k, e in enumerate(outputs):
+        if e.op in ("input", "const") or e.op in BOOLEAN or id(e) in home:
+            continue
+        overwritten = [i for i in order if i.op == "input" and i.args[0] == in_place[k]]
+        if all(last.get(id(i), -1) <= position_of[id(e)] for i in overwritten):
+            home[id(e)] = f"o{k}"
+    return home
+

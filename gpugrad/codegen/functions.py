@@ -1,0 +1,57 @@
+"""The array function behind each scalar primitive, per array module, all called as ``f(inputs..., out)``."""
+
+from __future__ import annotations
+
+from .expr import PRIMITIVES
+
+_INF = float("inf")
+
+
+class Functions:
+    """The names an array program may use: primitives bound to one array module."""
+
+    def __init__(self, xp, special: dict):
+        self.xp = xp
+        self.name = xp.__name__
+        self.table = {"inf": _INF, "nan": float("nan"), "copyto": xp.copyto, "xp": xp}
+        self._special = special
+
+    def refresh(self) -> None:
+        """Bind primitives declared since; called once the rows of ``ops`` are there."""
+        for name, primitive in PRIMITIVES.items():
+            if name not in self.table:
+                self.table[name] = self._special.get(name) or getattr(self.xp, primitive.array_name)
+
+
+_by_module: dict[str, Functions] = {}
+
+
+def functions_for(xp) -> Functions:
+    """The bound primitives of an array module."""
+    found = _by_module.get(xp.__name__)
+    if found is None or len(found.table) < len(PRIMITIVES):
+        found = found or Functions(xp, _special(xp))
+        found.refresh()
+        _by_module[xp.__name__] = found
+    return found
+
+
+def _special(xp) -> dict:
+    """Primitives that are no ufunc of the array module."""
+
+    def where(condition, a, b, out=None):
+        if out is None:
+            return xp.where(condition, a, b)
+        if out is condition or out is a:  # a recycled operand: select before overwriting
+            xp.copyto(out, xp.where(condition, a, b))
+            return out
+        if out is not b:
+            xp.copyto(out, b)
+        xp.copyto(out, a, where=condition)
+        return out
+
+    if xp.__name__ == "numpy":
+        from .special import erf
+    else:
+        from cupyx.scipy.special import erf  # a ufunc on the device
+    return {"where": where, "erf": erf}

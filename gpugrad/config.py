@@ -1,0 +1,77 @@
+"""Process-wide settings and the per-thread modes of the engine.
+
+Everything that makes an operation "unusual" (gradients switched off, forward-mode tangents, a recorder,
+anomaly mode) counts itself in ``modes.unusual``. The short path of an operation looks at this one number
+and nothing else; only when it is not zero does it ask which thread is in which mode.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+
+
+class _ThreadModes(threading.local):
+    grad = True
+    inference = False
+    anomaly = False
+    forward = 0  # open forward-mode contexts
+    recording = None
+
+
+class Modes:
+    """Modes of the calling thread, and how many contexts are open in all threads together."""
+
+    __slots__ = ("_lock", "local", "unusual")
+
+    def __init__(self):
+        self.unusual = 0
+        self.local = _ThreadModes()
+        self._lock = threading.Lock()
+
+    def enter(self) -> None:
+        with self._lock:
+            self.unusual += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self.unusual -= 1
+
+    @contextmanager
+    def open(self):
+        """Count one unusual context for the duration of the ``with`` block."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+
+modes = Modes()
+
+
+@contextmanager
+def grad_mode(enabled: bool):
+    """Record operations in this thread, or not."""
+    local = modes.local
+    outer, local.grad = local.grad, enabled
+    modes.enter()
+    try:
+        yield
+    finally:
+        modes.leave()
+        local.grad = outer
+
+
+class _Settings:
+    """Defaults that a user may change through public functions."""
+
+    __slots__ = ("default_device", "default_dtype", "num_threads")
+
+    def __init__(self):
+        self.default_dtype = None  # set by dtypes.py, which knows the names
+        self.default_device = None
+        self.num_threads = None  # None: as many as the machine lends this process
+
+
+settings = _Settings()

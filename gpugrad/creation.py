@@ -1,0 +1,321 @@
+"""Making tensors: from data, filled, and random."""
+
+from __future__ import annotations
+
+from . import dtypes
+from .backend import arrays as backend_arrays
+from .backend.device import as_device
+from .backend.numpy import xp as np
+from .config import settings
+from .random import Generator, default_generator, on_device
+from .tensor import Tensor, share_memory, wrap
+
+
+def _finish(t: Tensor, requires_grad: bool) -> Tensor:
+    return t.requires_grad_() if requires_grad else t
+
+
+def _shape(size) -> tuple[int, ...]:
+    """A shape given as ``f(2, 3)`` or ``f((2, 3))``."""
+    if len(size) == 1 and isinstance(size[0], (tuple, list)):
+        size = size[0]
+    shape = tuple(int(n) for n in size)
+    if any(n < 0 for n in shape):
+        raise RuntimeError(f"Trying to create tensor with negative dimension: {list(shape)}")
+    return shape
+
+
+def _infer_dtype(array, data):
+    """torch's dtype for Python data: float64 read from Python floats becomes the default dtype."""
+    if isinstance(data, (np.ndarray, np.generic)):
+        return array.dtype
+    if array.dtype.kind == "f":
+        leaf = data
+        while isinstance(leaf, (list, tuple)) and leaf:
+            leaf = leaf[0]
+        return array.dtype if isinstance(leaf, (np.ndarray, np.generic)) else settings.default_dtype
+    if array.dtype.kind == "c":
+        return dtypes.of_scalar(1j)
+    return array.dtype
+
+
+def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor with its own copy of the data (numbers, nested lists, arrays, tensors).
+
+    Python floats become the default dtype (float32), integers int64, booleans bool; arrays keep their dtype.
+    Raises ValueError for ragged lists and TypeError for data that is no number.
+
+    >>> import gpugrad as gg
+    >>> gg.tensor([[1.0, 2.0], [3.0, 4.0]]).shape
+    (2, 2)
+    """
+    if isinstance(data, Tensor):
+        data = data.array
+    if backend_arrays.is_array(data):
+        target = backend_arrays.device_of(data) if device is None else as_device(device)
+        array = data.copy() if dtype is None else data.astype(dtype)
+        return _finish(wrap(backend_arrays.to_device(array, target)), requires_grad)
+    data = _unwrap_nested(data)
+    try:
+        array = np.array(data)
+    except ValueError as error:
+        raise ValueError(f"expected a sequence of equal length at every level: {error}") from None
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"cannot make a tensor of {type(data).__name__} with elements like {data!r:.60}")
+    array = array.astype(dtype or _infer_dtype(array, data), copy=False)
+    if array.size == 0 and dtype is None:
+        array = array.astype(settings.default_dtype)
+    return _finish(wrap(backend_arrays.to_device(array, as_device(device))), requires_grad)
+
+
+def _unwrap_nested(data):
+    """Nested lists with tensors among them, as nested lists of numbers and arrays."""
+    if isinstance(data, (list, tuple)):
+        return [_unwrap_nested(d) for d in data]
+    return backend_arrays.to_numpy(data.array) if isinstance(data, Tensor) else data
+
+
+def as_tensor(data, dtype=None, device=None) -> Tensor:
+    """A tensor over the data, sharing memory (and history) whenever dtype and device allow it."""
+    if isinstance(data, Tensor):
+        if (dtype is None or data.dtype == dtype) and (device is None or data.device == as_device(device)):
+            return data
+        return data.to(device=device, dtype=dtype)
+    if backend_arrays.is_array(data):
+        array = data if dtype is None else data.astype(dtype, copy=False)
+        return wrap(array if device is None else backend_arrays.to_device(array, as_device(device)))
+    return tensor(data, dtype=dtype, device=device)
+
+
+def asarray(data, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """``as_tensor`` with ``requires_grad``."""
+    return _finish(as_tensor(data, dtype, device), requires_grad)
+
+
+def from_numpy(array) -> Tensor:
+    """A tensor over a NumPy array, sharing its memory and keeping its dtype.
+
+    >>> import numpy as np, gpugrad as gg
+    >>> a = np.zeros(2)
+    >>> gg.from_numpy(a).array is a
+    True
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"expected np.ndarray (got {type(array).__name__})")
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"can't convert np.ndarray of type {array.dtype}; supported are booleans, integers, floats, complex")
+    return wrap(array)
+
+
+def from_dlpack(source) -> Tensor:
+    """A tensor over the memory of any object that speaks DLPack (torch, jax, CuPy, NumPy ...)."""
+    kind, _ = source.__dlpack_device__()
+    if kind == 1:
+        return wrap(np.from_dlpack(source))
+    from .backend.cupy import cupy
+
+    return wrap(cupy().from_dlpack(source))
+
+
+def _new(make, size, dtype, device, requires_grad) -> Tensor:
+    d = as_device(device)
+    if d.type == "cpu":
+        return _finish(wrap(make(np, size, dtype or settings.default_dtype)), requires_grad)
+    backend = backend_arrays.backend_for(d)
+    with backend.on_device(d):
+        return _finish(wrap(make(backend.cupy(), size, dtype or settings.default_dtype)), requires_grad)
+
+
+def zeros(*size, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor of zeros: ``zeros(2, 3)`` or ``zeros((2, 3))``."""
+    return _new(lambda xp, s, d: xp.zeros(s, d), _shape(size), dtype, device, requires_grad)
+
+
+def ones(*size, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor of ones."""
+    return _new(lambda xp, s, d: xp.ones(s, d), _shape(size), dtype, device, requires_grad)
+
+
+def empty(*size, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor of uninitialised values."""
+    return _new(lambda xp, s, d: xp.empty(s, d), _shape(size), dtype, device, requires_grad)
+
+
+def full(size, fill_value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor filled with one number; its dtype follows the number unless given."""
+    value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
+    dtype = dtype or dtypes.of_scalar(value)
+    return _new(lambda xp, s, d: xp.full(s, value, d), _shape((size,)) if not isinstance(size, int) else (size,), dtype, device, requires_grad)
+
+
+def zeros_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """Zeros with the shape (and dtype and device, unless given) of another tensor."""
+    return zeros(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+
+
+def ones_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """Ones with the shape (and dtype and device, unless given) of another tensor."""
+    return ones(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+
+
+def empty_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """Uninitialised values with the shape (and dtype and device, unless given) of another tensor."""
+    return empty(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+
+
+def full_like(input, fill_value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """One number with the shape (and dtype and device, unless given) of another tensor."""
+    return full(
+        tuple(input.shape), fill_value, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad
+    )
+
+
+def arange(start, end=None, step=1, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """Numbers from ``start`` (0 if only one bound is given) up to ``end``, without it."""
+    start, end, step = (v.item() if isinstance(v, Tensor) else v for v in (start, end, step))
+    if end is None:
+        start, end = 0, start
+    if step == 0:
+        raise RuntimeError("step must be nonzero")
+    if (end - start) * step < 0:
+        raise RuntimeError(f"upper bound and lower bound inconsistent with step sign: arange({start}, {end}, {step})")
+    if dtype is None:
+        integral = all(isinstance(v, int) for v in (start, end, step))
+        dtype = dtypes.int64 if integral else settings.default_dtype
+    return _new(lambda xp, s, d: xp.arange(start, end, step).astype(d), None, dtype, device, requires_grad)
+
+
+def linspace(start, end, steps: int, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """``steps`` evenly spaced numbers from ``start`` to ``end``, both included."""
+    return _new(lambda xp, s, d: xp.linspace(start, end, steps).astype(d), None, dtype, device, requires_grad)
+
+
+def logspace(start, end, steps: int, base: float = 10.0, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """``base`` to the power of ``linspace(start, end, steps)``."""
+    return _new(lambda xp, s, d: xp.logspace(start, end, steps, base=base).astype(d), None, dtype, device, requires_grad)
+
+
+def eye(n: int, m: int | None = None, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """The identity matrix, or ``n`` by ``m`` with ones on the diagonal."""
+    return _new(lambda xp, s, d: xp.eye(n, m, dtype=d), None, dtype, device, requires_grad)
+
+
+def meshgrid(*tensors, indexing: str = "ij") -> tuple[Tensor, ...]:
+    """Coordinates of a grid, one tensor per axis."""
+    if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
+        tensors = tensors[0]
+    xp = backend_arrays.array_module(tensors[0].array)
+    return tuple(wrap(g) for g in xp.meshgrid(*[t.array for t in tensors], indexing=indexing))
+
+
+# ---- random
+
+
+def _random(draw, size, dtype, device, requires_grad, generator) -> Tensor:
+    dtype = np.dtype(dtype or settings.default_dtype)
+    array = draw(generator or default_generator, _shape(size), dtype)
+    return _finish(on_device(array, device), requires_grad)
+
+
+def rand(*size, generator: Generator | None = None, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """Uniform random numbers in [0, 1)."""
+    return _random(Generator.uniform, size, dtype, device, requires_grad, generator)
+
+
+def randn(*size, generator: Generator | None = None, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """Standard normal random numbers."""
+    return _random(Generator.normal, size, dtype, device, requires_grad, generator)
+
+
+def randint(*args, generator: Generator | None = None, dtype=None, device=None) -> Tensor:
+    """Random integers: ``randint(high, size)`` from 0, or ``randint(low, high, size)``; ``high`` is excluded."""
+    low, high, size = args if len(args) == 3 else (0, *args)
+    dtype = np.dtype(dtype or dtypes.int64)
+    array = (generator or default_generator).integers(int(low), int(high), _shape((size,)), dtype)
+    return on_device(array, device)
+
+
+def randperm(n: int, *, generator: Generator | None = None, dtype=None, device=None) -> Tensor:
+    """A random order of the integers 0 to n-1."""
+    array = (generator or default_generator).permutation(n)
+    return on_device(array.astype(dtype or dtypes.int64), device)
+
+
+def normal(mean=0.0, std=1.0, size=None, *, generator: Generator | None = None, dtype=None, device=None) -> Tensor:
+    """Normal random numbers; the shape is ``size`` or that of ``mean`` and ``std``."""
+    if size is None:
+        size = np.broadcast_shapes(*[tuple(v.shape) for v in (mean, std) if isinstance(v, Tensor)])
+    return randn(size, generator=generator, dtype=dtype, device=device) * std + mean
+
+
+def rand_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """Uniform random numbers with the shape of another tensor."""
+    return rand(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+
+
+def randn_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """Standard normal random numbers with the shape of another tensor."""
+    return randn(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+
+
+def bernoulli(input, *, generator: Generator | None = None) -> Tensor:
+    """Ones with the given probabilities, zeros else; in the dtype of the probabilities."""
+    drawn = rand(*input.shape, generator=generator, device=input.device)
+    return (drawn < input.detach()).to(dtype=input.dtype)
+
+
+def multinomial(input, num_samples: int, replacement: bool = False, *, generator: Generator | None = None) -> Tensor:
+    """Indices drawn with the given (unnormalised) probabilities along the last dimension."""
+    weights = backend_arrays.to_numpy(input.array).astype(np.float64)
+    if (weights < 0).any() or not np.isfinite(weights).all() or not (weights.sum(-1) > 0).all():
+        raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0, or sums to 0")
+    g = generator or default_generator
+    if replacement:
+        edges = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
+        drawn = g.uniform((*weights.shape[:-1], num_samples), dtypes.float64)
+        picked = (drawn[..., None] >= edges[..., None, :]).sum(-1)
+    else:
+        if num_samples > (weights > 0).sum(-1).min():
+            raise RuntimeError("cannot sample n_sample > prob_dist.size(-1) samples without replacement")
+        with np.errstate(divide="ignore"):  # exponential races: the smallest arrival times win
+            times = -np.log1p(-g.uniform(weights.shape, dtypes.float64)) / weights
+        picked = np.argsort(times, axis=-1, kind="stable")[..., :num_samples]
+    return on_device(picked.astype(np.int64), input.device)
+
+
+def share(tensor: Tensor) -> Tensor:
+    """A tensor without history over the same memory and version (``detach``)."""
+    t = wrap(tensor.array)
+    share_memory(t, tensor)
+    return t
+
+
+__all__ = [
+    "arange",
+    "as_tensor",
+    "asarray",
+    "bernoulli",
+    "empty",
+    "empty_like",
+    "eye",
+    "from_dlpack",
+    "from_numpy",
+    "full",
+    "full_like",
+    "linspace",
+    "logspace",
+    "meshgrid",
+    "multinomial",
+    "normal",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+]

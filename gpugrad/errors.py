@@ -1,0 +1,41 @@
+"""Exceptions of gpugrad that neither Python nor torch has a class for, and helpers for messages.
+
+Where torch raises a built-in class (``RuntimeError``, ``TypeError``, ``IndexError``, ``ValueError``), gpugrad
+raises the same class, so that handlers written for torch keep working.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+class OutOfMemoryError(RuntimeError):
+    """An allocation did not fit in the memory of its device."""
+
+
+class DeviceError(RuntimeError):
+    """A device that was asked for is missing, or operands are on different devices."""
+
+
+class SavedTensorError(RuntimeError):
+    """A value needed for a gradient was changed in place after it was saved."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint file is truncated, damaged, or was not written by gpugrad."""
+
+
+def user_line() -> tuple[str, int]:
+    """File and line of the innermost caller outside the package, for error messages."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def at(line: tuple[str, int] | None) -> str:
+    """`` at file:line`` or an empty string."""
+    return "" if line is None else f" at {line[0]}:{line[1]}"

@@ -1,0 +1,605 @@
+"""Functions of neural networks with torch's signatures: compositions of the table's operations, hence with all derivatives."""
+
+from __future__ import annotations
+
+import math
+
+from . import creation, functions
+from .backend.arrays import array_module
+from .backend.numpy import xp as np
+from .eager import elementwise
+from .autograd.grad_mode import no_grad
+from .functions import log_softmax, relu, sigmoid, softmax, tanh
+from .functions import flatten as flatten
+from .ops import elementwise as e
+from .ops import index as index_ops
+from .ops import nn as nn_ops
+from .ops import shape
+from .tensor import Tensor, wrap
+
+_pad_zeros = shape.pad
+
+# ------------------------------------------------------------------------------------------------ activations
+
+silu = functions._public(e.silu, functions.unary)
+mish = functions._public(e.mish, functions.unary)
+relu6 = functions._public(e.relu6, functions.unary)
+logsigmoid = functions._public(e.log_sigmoid, functions.unary)
+_gelu, _gelu_tanh = functions._public(e.gelu, functions.unary), functions._public(e.gelu_tanh, functions.unary)
+
+
+def gelu(input, *, approximate: str = "none") -> Tensor:
+    """``x * Phi(x)`` with the normal distribution function, or its tanh approximation (``approximate="tanh"``).
+
+    Source: Hendrycks and Gimpel, 2016.
+    """
+    if approximate == "none":
+        return _gelu(input)
+    if approximate == "tanh":
+        return _gelu_tanh(input)
+    raise RuntimeError(f"approximate argument must be either none or tanh, got {approximate!r}")
+
+
+def leaky_relu(input, negative_slope: float = 0.01) -> Tensor:
+    """``x`` where positive, else ``negative_slope * x``."""
+    return elementwise(e.leaky_relu, (input, negative_slope))
+
+
+def elu(input, alpha: float = 1.0) -> Tensor:
+    """``x`` where positive, else ``alpha * (exp(x) - 1)``."""
+    return elementwise(e.elu, (input, float(alpha)))
+
+
+def selu(input) -> Tensor:
+    """Self-normalising ELU; constants of Klambauer et al., 2017."""
+    return elu(input, 1.6732632423543772) * 1.0507009873554805
+
+
+def softplus(input, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """``log(1 + exp(beta x)) / beta``, linear above the threshold."""
+    return elementwise(e.softplus, (input, float(beta), float(threshold)))
+
+
+def hardtanh(input, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """Values limited to [min_val, max_val]; no gradient at the bounds."""
+    return elementwise(e.hardtanh, (input, float(min_val), float(max_val)))
+
+
+def glu(input, dim: int = -1) -> Tensor:
+    """The first half times the sigmoid of the second."""
+    a, b = functions.chunk(input, 2, dim)
+    return a * sigmoid(b)
+
+
+# ------------------------------------------------------------------------------------------------ linear and embedding
+
+
+def linear(input, weight, bias=None) -> Tensor:
+    """``input @ weight.T + bias``; weight is (out, in).
+
+    Raises RuntimeError naming both shapes if the last size of the input is not ``in``.
+    """
+    out = functions.matmul(input, weight.T if isinstance(weight, Tensor) else functions.t(weight))
+    return out if bias is None else out + bias
+
+
+def embedding(input, weight, padding_idx: int | None = None) -> Tensor:
+    """Rows of a table by index; the row ``padding_idx`` gets no gradient.
+
+    Raises IndexError if an index is outside the table.
+    """
+    if input.dtype.kind not in "iu":
+        raise RuntimeError(f"Expected tensor for argument 'indices' to have an integer dtype, but got {input.dtype}")
+    indices = input.array
+    if isinstance(indices, np.ndarray) and indices.size and (indices.min() < 0 or indices.max() >= weight.shape[0]):
+        bad = indices[(indices < 0) | (indices >= weight.shape[0])].flat[0]
+        raise IndexError(f"index {int(bad)} out of range in embedding: the table has {weight.shape[0]} rows")
+    if padding_idx is not None:
+        padding_idx = padding_idx % weight.shape[0]
+        frozen = functions.unsqueeze(creation.arange(weight.shape[0], device=weight.device) == padding_idx, 1)
+        weight = functions.where(frozen, weight.detach(), weight)
+    return index_ops.take(weight, indices, pattern=(index_ops.HOLE,))
+
+
+def one_hot(tensor, num_classes: int = -1) -> Tensor:
+    """Zeros with a one at each index, in a new last dimension (int64)."""
+    if num_classes == -1:
+        num_classes = int(tensor.array.max()) + 1
+    if tensor.array.size and (int(tensor.array.min()) < 0 or int(tensor.array.max()) >= num_classes):
+        raise RuntimeError(f"Class values must be in [0, {num_classes - 1}], got {int(tensor.array.min())} to {int(tensor.array.max())}")
+    return (functions.unsqueeze(tensor, -1) == creation.arange(num_classes, device=tensor.device)).long()
+
+
+# ------------------------------------------------------------------------------------------------ dropout
+
+
+def dropout(input, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator=None) -> Tensor:
+    """Zero each element with probability p and scale the others by 1/(1-p); the identity unless training."""
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not training or p == 0.0:
+        return input
+    if p == 1.0:
+        result = input * 0.0
+    else:
+        drawn = creation.rand(*input.shape, generator=generator, device=input.device)
+        result = input * ((drawn >= p).to(dtype=input.dtype) * (1.0 / (1.0 - p)))
+    return input.copy_(result) if inplace else result
+
+
+# ------------------------------------------------------------------------------------------------ convolution, pooling, padding
+
+
+def _pair(value, n: int = 2) -> tuple[int, ...]:
+    return (int(value),) * n if isinstance(value, (int, np.integer)) else tuple(int(v) for v in value)
+
+
+def _check_conv(input, weight, bias, groups, n: int) -> None:
+    """Shapes of a convolution over ``n`` dimensions, with torch's messages."""
+    if input.ndim not in (n + 1, n + 2):
+        raise RuntimeError(
+            f"Expected {n + 1}D (unbatched) or {n + 2}D (batched) input to conv{n}d, but got input of size: {list(input.shape)}"
+        )
+    channels = input.shape[-n - 1]
+    if weight.ndim != n + 2 or channels != weight.shape[1] * groups:
+        raise RuntimeError(
+            f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(input.shape)} to have "
+            f"{weight.shape[1] * groups} channels, but got {channels} channels instead"
+        )
+    if weight.shape[0] % groups:
+        raise RuntimeError(f"expected the {weight.shape[0]} output channels to be divisible by groups={groups}")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise RuntimeError(f"expected bias of shape ({weight.shape[0]},), but got {tuple(bias.shape)}")
+    if input.dtype != weight.dtype:
+        raise RuntimeError(f"Input type ({input.dtype}) and weight type ({weight.dtype}) should be the same")
+
+
+def _conv_padding(padding, kernel, stride, dilation):
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if padding == "same":
+        if any(s != 1 for s in stride):
+            raise RuntimeError("padding='same' is not supported for strided convolutions")
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return tuple((t // 2, t - t // 2) for t in totals)
+    return tuple((p, p) for p in _pair(padding, len(kernel)))
+
+
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
+    """Cross-correlation of images (N, C, H, W) or (C, H, W) with filters (O, C/groups, kh, kw).
+
+    ``padding`` is a number, a pair, "valid" or "same". Raises RuntimeError if shapes or dtypes do not fit.
+    """
+    _check_conv(input, weight, bias, groups, 2)
+    stride, dilation = _pair(stride), _pair(dilation)
+    padding = _conv_padding(padding, weight.shape[2:], stride, dilation)
+    batched = input if input.ndim == 4 else functions.unsqueeze(input, 0)
+    for n, (before, after), k, d in zip(batched.shape[2:], padding, weight.shape[2:], dilation, strict=True):
+        if n + before + after < d * (k - 1) + 1:
+            raise RuntimeError(
+                f"Calculated padded input size per channel: {tuple(batched.shape[2:])} with padding {padding}. Kernel size: "
+                f"{tuple(weight.shape[2:])}. Kernel size can't be greater than actual input size"
+            )
+    out = nn_ops.conv(batched, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if bias is not None:
+        out = out + functions.reshape(bias, -1, 1, 1)
+    return out if input.ndim == 4 else functions.squeeze(out, 0)
+
+
+def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
+    """Cross-correlation of sequences (N, C, L) or (C, L) with filters (O, C/groups, k)."""
+    _check_conv(input, weight, bias, groups, 1)
+    pad = padding if isinstance(padding, str) else (0, _pair(padding, 1)[0])
+    image, filters = functions.unsqueeze(input, -2), functions.unsqueeze(weight, -2)
+    out = conv2d(image, filters, bias, (1, *_pair(stride, 1)), pad, (1, *_pair(dilation, 1)), groups)
+    return functions.squeeze(out, -2)
+
+
+def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1) -> Tensor:
+    """The transpose of ``conv2d`` (its gradient to the input); filters are (C, O/groups, kh, kw)."""
+    stride, padding, dilation, extra = _pair(stride), _pair(padding), _pair(dilation), _pair(output_padding)
+    size = tuple(
+        (n - 1) * s - 2 * p + d * (k - 1) + x + 1
+        for n, s, p, d, k, x in zip(input.shape[2:], stride, padding, dilation, weight.shape[2:], extra, strict=True)
+    )
+    out = nn_ops.conv_input(
+        input,
+        weight,
+        shape=(input.shape[0], weight.shape[1] * groups, *size),
+        stride=stride,
+        padding=tuple((p, p) for p in padding),
+        dilation=dilation,
+        groups=groups,
+    )
+    return out if bias is None else out + functions.reshape(bias, -1, 1, 1)
+
+
+def pad(input, pad, mode: str = "constant", value: float | None = None) -> Tensor:
+    """Pad the last dimensions, given as (left, right, top, bottom, ...); modes constant, reflect, replicate, circular."""
+    if len(pad) % 2 or len(pad) // 2 > input.ndim:
+        raise RuntimeError(f"Padding length must be even and at most twice the dimensions, got {list(pad)} for {input.ndim}D")
+    pairs = [(int(pad[2 * i]), int(pad[2 * i + 1])) for i in range(len(pad) // 2)]
+    if mode == "constant":
+        widths = ((0, 0),) * (input.ndim - len(pairs)) + tuple(reversed(pairs))
+        out = _pad_zeros(input, widths=widths)
+        if value:
+            ones = _pad_zeros(creation.ones_like(input), widths=widths)
+            out = out + (1 - ones) * value
+        return out
+    numpy_mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(mode)
+    if numpy_mode is None:
+        raise NotImplementedError(f"Unrecognised padding mode {mode}")
+    for i, (before, after) in enumerate(pairs):
+        axis = input.ndim - 1 - i
+        limit = input.shape[axis] - (mode == "reflect")
+        if mode != "replicate" and max(before, after) > limit:
+            raise RuntimeError(f"Padding size {max(before, after)} should be at most {limit} for mode {mode} and shape {tuple(input.shape)}")
+        positions = np.pad(np.arange(input.shape[axis]), (max(before, 0), max(after, 0)), numpy_mode)
+        positions = positions[max(-before, 0) : len(positions) - max(-after, 0)]
+        input = functions.index_select(input, axis, wrap(positions))
+    return input
+
+
+def _pool_setup(input, kernel_size, stride, padding, dilation, ceil_mode, fill):
+    """Pad for pooling; returns the padded images and the arguments of the operation."""
+    kernel = _pair(kernel_size)
+    stride = kernel if stride is None else _pair(stride)
+    padding, dilation = _pair(padding), _pair(dilation)
+    if input.ndim not in (3, 4):
+        raise RuntimeError(f"Expected 3D or 4D (batch mode) tensor for pooling, got shape {tuple(input.shape)}")
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise RuntimeError(f"pad should be at most half of effective kernel size, but got pad={padding}, kernel_size={kernel}")
+    widths = []
+    for n, k, s, p, d in zip(input.shape[-2:], kernel, stride, padding, dilation, strict=True):
+        span = d * (k - 1) + 1
+        windows = (n + 2 * p - span) // s + 1
+        if ceil_mode and (n + 2 * p - span) % s and windows * s < n + p:
+            windows += 1  # a last, partial window that starts inside the image or its left padding
+        if windows <= 0:
+            raise RuntimeError(f"Given input size {tuple(input.shape)} and kernel {kernel}: calculated output size is too small")
+        widths.append((p, max((windows - 1) * s + span - n - p, 0)))
+    if any(w != (0, 0) for w in widths):
+        (top, bottom), (left, right) = widths
+        if fill == 0.0:
+            input = pad(input, (left, right, top, bottom))
+        else:
+            inside = _pad_zeros(creation.ones_like(input), widths=((0, 0),) * (input.ndim - 2) + tuple(widths))
+            input = functions.where(inside == 1, pad(input, (left, right, top, bottom)), fill)
+    return input, {"kernel": kernel, "stride": stride, "dilation": dilation}, widths
+
+
+def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False) -> Tensor:
+    """Largest value of each window; the gradient goes to the first maximum."""
+    padded, arguments, _ = _pool_setup(input, kernel_size, stride, padding, dilation, ceil_mode, -math.inf)
+    return nn_ops.max_pool(padded, **arguments)
+
+
+def avg_pool2d(
+    input, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True, divisor_override=None
+) -> Tensor:
+    """Mean of each window; padding counts as zeros unless ``count_include_pad`` is off."""
+    padded, arguments, widths = _pool_setup(input, kernel_size, stride, padding, 1, ceil_mode, 0.0)
+    total = nn_ops.sum_pool(padded, **arguments)
+    if divisor_override is not None:
+        return total / divisor_override
+    kh, kw = arguments["kernel"]
+    p = _pair(padding)
+    if all(w == (0, 0) for w in widths) or (count_include_pad and all(w[1] <= q for w, q in zip(widths, p, strict=True))):
+        return total * (1.0 / (kh * kw))
+    counted = creation.ones(*input.shape[-2:], dtype=input.dtype, device=input.device)
+    inner = tuple((q, q) for q in p) if count_include_pad else ((0, 0), (0, 0))
+    if count_include_pad:
+        counted = creation.ones(*(n + 2 * q for n, q in zip(input.shape[-2:], p, strict=True)), dtype=input.dtype, device=input.device)
+    rest = tuple((w[0] - i[0], w[1] - i[1]) for w, i in zip(widths, inner, strict=True))
+    return total / nn_ops.sum_pool(_pad_zeros(counted, widths=rest), **arguments)
+
+
+def adaptive_avg_pool2d(input, output_size) -> Tensor:
+    """Mean over a grid of ``output_size`` regions that cover the image."""
+    sizes = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    sizes = tuple(n if s is None else s for s, n in zip(sizes, input.shape[-2:], strict=True))
+    if all(n % s == 0 for s, n in zip(sizes, input.shape[-2:], strict=True)):
+        return avg_pool2d(input, tuple(n // s for s, n in zip(sizes, input.shape[-2:], strict=True)))
+    rows = []
+    for i in range(sizes[0]):
+        top, bottom = _region(i, input.shape[-2], sizes[0])
+        band = functions.narrow(input, -2, top, bottom - top)
+        cells = []
+        for j in range(sizes[1]):
+            left, right = _region(j, input.shape[-1], sizes[1])
+            cells.append(functions.mean(functions.narrow(band, -1, left, right - left), (-2, -1)))
+        rows.append(functions.stack(cells, -1))
+    return functions.stack(rows, -2)
+
+
+def _region(i: int, n: int, parts: int) -> tuple[int, int]:
+    return i * n // parts, -(-(i + 1) * n // parts)
+
+
+# ------------------------------------------------------------------------------------------------ normalisation
+
+
+def _normalise(x, dims, eps):
+    centred = x - functions.mean(x, dims, True)
+    return centred * functions.rsqrt(functions.mean(functions.square(centred), dims, True) + eps)
+
+
+def _last_dims(input, normalized_shape) -> tuple[int, ...]:
+    normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if tuple(input.shape[-len(normalized_shape) :]) != normalized_shape:
+        raise RuntimeError(
+            f"Given normalized_shape={list(normalized_shape)}, expected input with shape [*, "
+            f"{', '.join(map(str, normalized_shape))}], but got input of size{list(input.shape)}"
+        )
+    return tuple(range(-len(normalized_shape), 0))
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps: float = 1e-05) -> Tensor:
+    """Zero mean and unit variance over the last dimensions, then scale and shift. Source: Ba et al., 2016."""
+    out = _normalise(input, _last_dims(input, normalized_shape), eps)
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def rms_norm(input, normalized_shape, weight=None, eps: float | None = None) -> Tensor:
+    """Unit root mean square over the last dimensions, then scale. Source: Zhang and Sennrich, 2019."""
+    eps = float(np.finfo(input.dtype).eps) if eps is None else eps
+    dims = _last_dims(input, normalized_shape)
+    out = input * functions.rsqrt(functions.mean(functions.square(input), dims, True) + eps)
+    return out if weight is None else out * weight
+
+
+def group_norm(input, num_groups: int, weight=None, bias=None, eps: float = 1e-05) -> Tensor:
+    """Zero mean and unit variance over groups of channels. Source: Wu and He, 2018."""
+    n, c = input.shape[:2]
+    if c % num_groups:
+        raise RuntimeError(f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(input.shape)} and num_groups={num_groups}")
+    grouped = functions.reshape(input, n, num_groups, -1)
+    return _scale_channels(functions.reshape(_normalise(grouped, -1, eps), *input.shape), weight, bias)
+
+
+def _scale_channels(x, weight, bias):
+    shape_ = (1, -1) + (1,) * (x.ndim - 2)
+    x = x if weight is None else x * functions.reshape(weight, *shape_)
+    return x if bias is None else x + functions.reshape(bias, *shape_)
+
+
+def batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training: bool = False, momentum: float = 0.1, eps: float = 1e-05
+) -> Tensor:
+    """Zero mean and unit variance per channel over the batch (training) or by the running statistics.
+
+    In training the running statistics are updated in place, the variance with its unbiased estimate.
+    Source: Ioffe and Szegedy, 2015.
+    """
+    shape_ = (1, -1) + (1,) * (input.ndim - 2)
+    if not training and running_mean is not None:
+        scale = functions.rsqrt(running_var + eps)
+        out = (input - functions.reshape(running_mean, *shape_)) * functions.reshape(scale, *shape_)
+        return _scale_channels(out, weight, bias)
+    dims = (0, *range(2, input.ndim))
+    n = input.numel() // input.shape[1] if input.shape[1] else 0
+    if training and n == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(input.shape)}")
+    mean = functions.mean(input, dims, True)
+    centred = input - mean
+    variance = functions.mean(functions.square(centred), dims, True)
+    if training and running_mean is not None:
+        with no_grad():
+            unbiased = functions.reshape(variance, -1) * (n / (n - 1))
+            running_mean.mul_(1 - momentum).add_(functions.reshape(mean, -1), alpha=momentum)
+            running_var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
+    return _scale_channels(centred * functions.rsqrt(variance + eps), weight, bias)
+
+
+def normalize(input, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """Divide by the p-norm along a dimension, or by ``eps`` if that is larger."""
+    return input / functions.clamp(functions.norm(input, p, dim, True), min=eps)
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+
+def _reduce(loss, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return functions.mean(loss)
+    if reduction == "sum":
+        return functions.sum(loss)
+    if reduction == "none":
+        return loss
+    raise ValueError(f"{reduction} is not a valid value for reduction; use 'none', 'mean' or 'sum'")
+
+
+def mse_loss(input, target, reduction: str = "mean") -> Tensor:
+    """Mean of squared differences."""
+    return _reduce(functions.square(input - target), reduction)
+
+
+def l1_loss(input, target, reduction: str = "mean") -> Tensor:
+    """Mean of absolute differences."""
+    return _reduce(functions.abs(input - target), reduction)
+
+
+def huber_loss(input, target, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """Quadratic up to ``delta``, linear beyond."""
+    d = functions.abs(input - target)
+    return _reduce(functions.where(d < delta, 0.5 * d * d, delta * (d - 0.5 * delta)), reduction)
+
+
+def smooth_l1_loss(input, target, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """Huber's loss divided by ``beta``; ``beta=0`` is ``l1_loss``."""
+    if beta == 0:
+        return l1_loss(input, target, reduction)
+    d = functions.abs(input - target)
+    return _reduce(functions.where(d < beta, d * d * (0.5 / beta), d - 0.5 * beta), reduction)
+
+
+def binary_cross_entropy(input, target, weight=None, reduction: str = "mean") -> Tensor:
+    """``-(t log p + (1-t) log(1-p))`` of probabilities; logarithms are limited to -100 from below, as torch's."""
+    _same_shape("binary_cross_entropy", input, target)
+    loss = -(
+        target * functions.clamp(functions.log(functions.clamp(input, min=1e-44)), min=-100.0)
+        + (1 - target) * functions.clamp(functions.log(functions.clamp(1 - input, min=1e-44)), min=-100.0)
+    )
+    return _reduce(loss if weight is None else loss * weight, reduction)
+
+
+def binary_cross_entropy_with_logits(input, target, weight=None, reduction: str = "mean", pos_weight=None) -> Tensor:
+    """``binary_cross_entropy(sigmoid(input), target)`` without overflow."""
+    _same_shape("binary_cross_entropy_with_logits", input, target)
+    if pos_weight is None:
+        loss = (1 - target) * input - logsigmoid(input)
+    else:
+        loss = (1 - target) * input - (1 + (pos_weight - 1) * target) * logsigmoid(input)
+    return _reduce(loss if weight is None else loss * weight, reduction)
+
+
+def _same_shape(name, input, target) -> None:
+    if tuple(input.shape) != tuple(target.shape):
+        raise ValueError(f"{name}: target size ({tuple(target.shape)}) must be the same as input size ({tuple(input.shape)})")
+
+
+def kl_div(input, target, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    """``target * (log target - input)`` with log-probabilities as input; "batchmean" divides the sum by the batch."""
+    if log_target:
+        loss = functions.exp(target) * (target - input)
+    else:
+        positive = target > 0
+        safe = functions.where(positive, target, 1.0)
+        loss = functions.where(positive, target * (functions.log(safe) - input), 0.0)
+    if reduction == "batchmean":
+        return functions.sum(loss) / input.shape[0]
+    return _reduce(loss, reduction)
+
+
+def _check_targets(input, target, ignore_index) -> None:
+    """Class indices must be integers in range (or ignore_index)."""
+    classes = input.shape[1 if input.ndim > 1 else 0]
+    if target.dtype.kind not in "iu":
+        raise RuntimeError(f"expected class indices of an integer dtype, but got {target.dtype}")
+    values = target.array
+    if not isinstance(values, np.ndarray) or not values.size:
+        return
+    if values.min() < 0 or values.max() >= classes:
+        bad = values[((values < 0) | (values >= classes)) & (values != ignore_index)]
+        if bad.size:
+            raise IndexError(f"Target {int(bad.flat[0])} is out of bounds: there are {classes} classes (0 to {classes - 1})")
+
+
+def nll_loss(input, target, weight=None, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """Negative log-likelihood of class indices given log-probabilities (N, C, ...) or (C).
+
+    Raises IndexError naming the class if a target is out of range.
+    """
+    if input.ndim == 1:
+        return functions.reshape(
+            nll_loss(functions.unsqueeze(input, 0), functions.unsqueeze(target, 0), weight, ignore_index, reduction), ()
+        )
+    if tuple(target.shape) != (input.shape[0], *input.shape[2:]):
+        raise ValueError(f"Expected target of shape {(input.shape[0], *input.shape[2:])} for input {tuple(input.shape)}, got {tuple(target.shape)}")
+    _check_targets(input, target, ignore_index)
+    values = target.array
+    xp = array_module(values)
+    kept = values != ignore_index
+    whole = weight is None and bool(kept.all())
+    indices = xp.expand_dims(values if whole else xp.where(kept, values, 0), 1)
+    picked = functions.squeeze(index_ops.gather(input, indices, axis=1), 1)
+    if whole:
+        loss = -picked
+        return _reduce(loss, reduction)
+    factor = wrap(kept.astype(input.dtype))
+    if weight is not None:
+        factor = factor * weight[wrap(indices[:, 0])]
+    loss = -picked * factor
+    return functions.sum(loss) / functions.sum(factor) if reduction == "mean" else _reduce(loss, reduction)
+
+
+def cross_entropy(
+    input, target, weight=None, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0
+) -> Tensor:
+    """Softmax and negative log-likelihood in one: of class indices, or of probabilities (floating-point target).
+
+    Raises IndexError naming the class if a target is out of range, ValueError if shapes do not fit.
+    """
+    axis = 1 if input.ndim > 1 else 0
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    if target.dtype.kind == "f":
+        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis)
+    logp = log_softmax(input, axis)
+    loss = nll_loss(logp, target, weight, ignore_index, reduction)
+    if label_smoothing == 0.0:
+        return loss
+    smooth = _smoothing_loss(logp, target, weight, ignore_index, reduction, axis)
+    return loss * (1 - label_smoothing) + smooth * label_smoothing
+
+
+def _smoothing_loss(logp, target, weight, ignore_index, reduction, axis):
+    """Mean over classes of -log p, with ignored targets left out and torch's weighting."""
+    classes = logp.shape[axis]
+    shape_ = [1] * logp.ndim
+    shape_[axis] = -1
+    weighted = logp if weight is None else logp * functions.reshape(weight, *shape_)
+    kept = wrap((target.array != ignore_index).astype(logp.dtype))
+    loss = -functions.sum(weighted, axis) * kept * (1.0 / classes)
+    if reduction != "mean":
+        return _reduce(loss, reduction)
+    if weight is None:
+        return functions.sum(loss) / functions.sum(kept)
+    safe = functions.where(kept == 1, target, 0)
+    return functions.sum(loss) / functions.sum(weight[safe] * kept)
+
+
+def _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis):
+    _same_shape("cross_entropy", input, target)
+    classes = input.shape[axis]
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + label_smoothing / classes
+    logp = log_softmax(input, axis)
+    if weight is not None:
+        shape_ = [1] * input.ndim
+        shape_[axis] = -1
+        logp = logp * functions.reshape(weight, *shape_)
+    loss = -functions.sum(logp * target, axis)
+    if reduction == "mean":
+        return functions.sum(loss) / (input.numel() // classes)
+    return _reduce(loss, reduction)
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+def scaled_dot_product_attention(
+    query, key, value, attn_mask=None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """``softmax(query @ key.T * scale + mask) @ value`` over the last two dimensions. Source: Vaswani et al., 2017."""
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = functions.matmul(query * scale, functions.transpose(key, -2, -1))
+    if is_causal:
+        if attn_mask is not None:
+            raise RuntimeError("scaled_dot_product_attention: explicit attn_mask should not be set when is_causal=True")
+        rows, columns = scores.shape[-2:]
+        attn_mask = functions.tril(creation.ones(rows, columns, device=query.device)) == 1
+    if attn_mask is not None:
+        if attn_mask.dtype.kind == "b":
+            scores = functions.where(attn_mask, scores, -math.inf)
+        else:
+            scores = scores + attn_mask
+    weights = softmax(scores, -1)
+    return functions.matmul(dropout(weights, dropout_p), value)
+
+
+def cosine_similarity(x1, x2, dim: int = 1, eps: float = 1e-08) -> Tensor:
+    """Cosine of the angle between vectors along a dimension."""
+    dot = functions.sum(x1 * x2, dim)
+    lengths = functions.clamp(functions.norm(x1, 2, dim), min=eps) * functions.clamp(functions.norm(x2, 2, dim), min=eps)
+    return dot / lengths
+
+
+__all__ = [
+    "adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "binary_cross_entropy", "binary_cross_entropy_with_logits", "conv1d",
+    "conv2d", "conv_transpose2d", "cosine_similarity", "cross_entropy", "dropout", "elu", "embedding", "flatten", "gelu", "glu",
+    "group_norm", "hardtanh", "huber_loss", "kl_div", "l1_loss", "layer_norm", "leaky_relu", "linear", "log_softmax",
+    "logsigmoid", "max_pool2d", "mish", "mse_loss", "nll_loss", "normalize", "one_hot", "pad", "relu", "relu6", "rms_norm",
+    "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "tanh",
+]  # fmt: skip

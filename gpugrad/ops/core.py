@@ -1,0 +1,501 @@
+"""Operations by kind. A row states one fact; reverse mode, forward mode and double backward follow from it.
+
+=============  ==========================================  ==================================================
+kind           the one fact                                derived
+=============  ==========================================  ==================================================
+elementwise    scalar expression or partial derivatives    vjp = jvp = multiply by the partial; what to save
+linear         its transpose                               jvp is the operation itself
+bilinear       one transpose per argument                  jvp is a sum of the operation itself
+opaque         its vjp                                     jvp is the transpose of the vjp
+composite      a Python function of other operations       everything, by running it
+=============  ==========================================  ==================================================
+
+Arrays are positional, metadata is keyword. Every call goes through ``apply``, which lets the argument of the highest
+level interpret it: arrays are evaluated, tensors are recorded on the tape, duals carry tangents, scalar expressions
+build a larger expression. Rules are written in operations, so all of that holds for derivatives too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..backend.arrays import array_module, backend_of
+from ..codegen import expr
+from ..codegen.arrays import BOOLEAN, Program
+from ..codegen.expr import Expr
+from ..codegen.functions import functions_for
+
+REGISTRY: dict[str, Op] = {}
+_INTERPRETERS: dict[type, tuple[int, Callable]] = {}
+
+
+def register_interpreter(cls: type, level: int, interpret: Callable) -> None:
+    """Let values of ``cls`` interpret calls: ``interpret(op, args, params)``. The highest level among the arguments wins."""
+    _INTERPRETERS[cls] = (level, interpret)
+
+
+def apply(op: Op, args: Sequence, params: dict) -> Any:
+    """The one interception point: every operation, whoever calls it, passes here or takes a short cut equal to it."""
+    best_level, best = -1, None
+    for a in args:
+        found = _INTERPRETERS.get(a.__class__)
+        if found is not None and found[0] > best_level:
+            best_level, best = found
+    return op.eval(*args, **params) if best is None else best(op, args, params)
+
+
+class Meta:
+    """Shape, dtype and array module of an argument whose values a rule does not read (and which is not saved)."""
+
+    __slots__ = ("dtype", "like", "shape")
+
+    def __init__(self, array):
+        self.shape, self.dtype = array.shape, array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+class Op:
+    """One operation: its name, how arrays are computed, and the rules its kind derives."""
+
+    kind = "op"
+    is_view = False  # whether the result may share memory with the first argument
+    broadcasts = False  # whether gradients come back in the broadcast shape and must be summed to the input's
+
+    def __init__(self, name: str, eval: Callable, samples: Callable | None):
+        if name in REGISTRY:
+            raise ValueError(f"operation {name!r} is stated twice")
+        self.name, self.eval, self.samples = name, eval, samples
+        REGISTRY[name] = self
+
+    def __call__(self, *args, **params):
+        return apply(self, args, params)
+
+    def __repr__(self):
+        return f"<{self.kind} op {self.name}>"
+
+    def differentiable(self, position: int) -> bool:
+        """Whether a gradient may flow to this argument."""
+        raise NotImplementedError
+
+    def reads(self, position: int, needs: Sequence[bool]) -> bool:
+        """Whether the vjp for ``needs`` reads the values of this argument, so that they must be saved."""
+        raise NotImplementedError
+
+    def reads_output(self, needs: Sequence[bool]) -> bool:
+        raise NotImplementedError
+
+    def vjp(self, g, out, args, params, needs) -> Sequence:
+        """Cotangents of the arguments for which ``needs`` is true (None for the others)."""
+        raise NotImplementedError
+
+    def jvp(self, tangents, out, args, params):
+        """Tangent of the output; ``tangents[i]`` is None where the argument has none. None: the kind has no direct rule."""
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ elementwise
+
+
+class Elementwise(Op):
+    """A scalar function applied to every element, with NumPy broadcasting."""
+
+    kind = "elementwise"
+    broadcasts = True
+
+    def __init__(self, name, arity, partials, expression, *, domain, int_to_float, boolean, no_grad):
+        super().__init__(name, self._evaluate, None)
+        self.arity, self.domain = arity, domain
+        self.int_to_float, self.boolean, self.no_grad = int_to_float, boolean, no_grad
+        self.variables = [expr.variable(f"x{i}") for i in range(arity)]
+        self.names = [f"x{i}" for i in range(arity)]
+        self.partials, self.expression = partials, expression
+        self._body: Expr | None = None
+        self._derivatives: list[Expr] | None = None
+        self._forward: Program | None = None
+        self._backward: dict[tuple, Rule] = {}
+
+    # ---- the expression and its derivatives
+
+    @property
+    def body(self) -> Expr:
+        """The forward computation in scalar primitives."""
+        if self._body is None:
+            if self.expression is None:
+                self._body = expr.build(self.name, *self.variables)
+            else:
+                self._body = expr.as_expr(self.expression(*self.variables))
+        return self._body
+
+    @property
+    def derivatives(self) -> list[Expr]:
+        """``g * partial`` for each argument, over the inputs ``g``, ``y`` (the output) and ``x0``, ``x1`` ..."""
+        if self._derivatives is None:
+            g, y = expr.variable("g"), expr.variable("y")
+            if self.no_grad or self.boolean:
+                raws = [expr.const(0)] * self.arity
+            elif self.partials is None:
+                raws = expr.gradients(self.body, self.variables, g)
+            else:
+                raws = [
+                    expr.const(0) if p is None else expr.build("mul", g, expr.as_expr(p(y, *self.variables)))
+                    for p in self.partials
+                ]
+            self._derivatives = expr.substitute(raws, {self.body: y})
+        return self._derivatives
+
+    def rule(self, needs: tuple[bool, ...]) -> Rule:
+        """What to save and what to run in backward when these arguments need a gradient; made once."""
+        found = self._backward.get(needs)
+        if found is None:
+            found = self._backward[needs] = Rule(self, needs)
+        return found
+
+    # ---- the kind's interface
+
+    def differentiable(self, position):
+        return not (self.no_grad or self.boolean) and not (
+            self.partials is not None and self.partials[position] is None
+        )
+
+    def reads(self, position, needs):
+        return self.rule(tuple(needs)).reads[position]
+
+    def reads_output(self, needs):
+        return self.rule(tuple(needs)).reads_output
+
+    def _evaluate(self, *args):
+        """Arrays in, array out; Python numbers stay weakly typed."""
+        return self.compute(args)
+
+    def compute(self, args):
+        """Run on arrays and Python numbers: one array-module function, or the expression as one program."""
+        first = next((a for a in args if hasattr(a, "dtype")), None)
+        xp = array_module(first) if first is not None else array_module(1.0)
+        if self._forward is None:
+            full = self.names if self.arity == 1 else ()
+            self._forward = Program([self.body], self.names, full)
+        return run_program(self._forward, args, xp)
+
+    def vjp(self, g, out, args, params, needs):
+        rule = self.rule(tuple(needs))
+        if _INTERPRETERS.get(g.__class__) is None and all(
+            a.__class__ not in _INTERPRETERS for a in (out, *args)
+        ):
+            return rule.run_arrays(g, out, args)
+        return rule.run_ops(g, out, args)
+
+    def jvp(self, tangents, out, args, params):
+        env = {"y": out, **{f"x{i}": a for i, a in enumerate(args)}}
+        total = None
+        for i, t in enumerate(tangents):
+            if t is None:
+                continue
+            (term,) = expr.evaluate([self.derivatives[i]], {**env, "g": t}, _call_by_name)
+            if isinstance(term, (int, float)):
+                continue
+            total = term if total is None else _call_by_name("add", total, term)
+        return total
+
+
+class Rule:
+    """The derivative of an elementwise operation for one set of arguments that need it."""
+
+    __slots__ = ("_all", "_constants", "_numpy", "needs", "op", "outputs", "program", "reads", "reads_output")
+
+    def __init__(self, op: Elementwise, needs: tuple[bool, ...]):
+        self.op, self.needs = op, needs
+        self.outputs = [d for d, need in zip(op.derivatives, needs, strict=True) if need]
+        used = expr.inputs_of(self.outputs)
+        self.reads = tuple(name in used for name in op.names)
+        self.reads_output = "y" in used
+        full = ["g", "y", *(op.names if op.arity == 1 else [])]
+        self.program = Program(self.outputs, ["g", "y", *op.names], full)
+        self._constants = any(e.op == "const" for e in self.outputs)
+        self._all = all(needs)
+        self._numpy = None
+
+    def run_small(self, g, out, args) -> Sequence:
+        """``run_arrays`` for small NumPy arrays with dimensions, without the questions."""
+        function = self._numpy
+        if function is None:
+            function = self._numpy = self.program.direct(functions_for(array_module(g)))
+        result = function(g, out, *args)
+        if len(self.outputs) == 1:
+            result = (result,)
+        if self._constants:
+            result = [_materialise(r, g) for r in result]
+        return result if self._all else self.spread(result)
+
+    def run_arrays(self, g, out, args) -> list:
+        """Cotangents as fresh arrays (or ``g`` itself where the partial is 1), one per argument."""
+        results = run_program(self.program, (g, out, *args), array_module(g))
+        if len(self.outputs) == 1:
+            results = (results,)
+        return self.spread([_materialise(r, g) for r in results])
+
+    def run_ops(self, g, out, args) -> list:
+        """The same, in operations: used for double backward and other interpreters."""
+        env = {"g": g, "y": out, **dict(zip(self.op.names, args, strict=True))}
+        results = expr.evaluate(self.outputs, env, _call_by_name)
+        return self.spread([g * 0.0 if isinstance(r, (int, float)) else r for r in results])
+
+    def spread(self, results) -> list:
+        """Results of the needed arguments at their positions, None elsewhere."""
+        remaining = iter(results)
+        return [next(remaining) if need else None for need in self.needs]
+
+
+def _materialise(value, g):
+    """A constant derivative (0) as an array like ``g``."""
+    return array_module(g).full_like(g, value) if isinstance(value, (int, float)) else value
+
+
+def _call_by_name(name: str, *args):
+    return REGISTRY[name](*args)
+
+
+def run_program(program: Program, args, xp):
+    """Run an array program: in cache-sized pieces over several threads if it is large and flat, else directly."""
+    functions = functions_for(xp)
+    if xp.__name__ == "numpy":
+        large = [a for a in args if a.__class__ is xp.ndarray and a.ndim]
+        if large and backend_of(large[0]).is_large(large[0]):
+            result = _run_blocked(program, args, large, functions)
+            if result is not None:
+                return result
+    reuse = any(getattr(a, "ndim", 0) for a in args)
+    results = program.direct(functions, reuse)(*args)
+    if reuse:
+        return results
+    if len(program.outputs) == 1:
+        return _as_array(results, xp)
+    return [_as_array(r, xp) for r in results]
+
+
+def _as_array(value, xp):
+    """NumPy's functions return scalars for zero-dimensional arrays: make them arrays again (constants stay numbers)."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, xp.floating) else xp.asarray(value)
+
+
+def _run_blocked(program: Program, args, arrays, functions):
+    """Results of a program over same-shaped contiguous arrays, or None if the arrays do not allow it."""
+    backend = backend_of(arrays[0])
+    if not backend.blockable(arrays) or any(e.op in ("const", "input") for e in program.outputs):
+        return None
+    dtype = arrays[0].dtype
+    if any(a.dtype is not dtype and a.dtype != dtype and a.dtype.kind != "b" for a in arrays):
+        return None
+    if dtype.kind == "b":
+        dtype = next((a.dtype for a in arrays if a.dtype.kind != "b"), dtype)
+    block, floats, bools = program.block(functions, [None] * len(program.outputs))
+    booleans = functions.xp.dtype("bool")
+    outputs = [
+        backend.empty(arrays[0].shape, booleans if e.op in BOOLEAN else dtype) for e in program.outputs
+    ]
+    backend.launch(
+        block, args, outputs, [dtype] * floats + [booleans] * bools
+    )
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def elementwise(
+    name: str,
+    *partials: Callable | None,
+    expression: Callable | None = None,
+    array: str | None = None,
+    fold: Callable | None = None,
+    domain: tuple = (-2.0, 2.0),
+    int_to_float: bool = False,
+    boolean: bool = False,
+    no_grad: bool = False,
+    arity: int | None = None,
+) -> Elementwise:
+    """State an elementwise operation.
+
+    A scalar primitive gives its ``partials``, one per argument as ``lambda y, *xs`` of output and inputs (None: no
+    gradient), the NumPy function behind it (``array``, default: the same name). Anything else gives an
+    ``expression`` in terms of primitives; its partials are found by differentiating it, unless given because a form in
+    terms of the output is cheaper. ``domain`` is where tests draw the arguments from: one (low, high) for all
+    or one per argument.
+    """
+    if arity is None:
+        counted = expression if expression is not None else partials[0]
+        arity = len(partials) if partials else counted.__code__.co_argcount
+    given = partials or None
+    op = Elementwise(
+        name, arity, given, expression, domain=domain, int_to_float=int_to_float, boolean=boolean, no_grad=no_grad
+    )
+    if expression is None:
+        expr.declare(name, None if (no_grad or boolean) else given, array or name, fold)
+    return op
+
+
+register_interpreter(Expr, 100, lambda op, args, params: _build_expression(op, args))
+
+
+def _build_expression(op: Op, args) -> Expr:
+    if not isinstance(op, Elementwise):
+        raise TypeError(f"{op.name} is not elementwise and cannot be part of a scalar expression")
+    if op.expression is None:
+        return expr.build(op.name, *args)
+    return expr.as_expr(op.expression(*[expr.as_expr(a) for a in args]))
+
+
+# ------------------------------------------------------------------------------------------------ linear
+
+
+class Linear(Op):
+    """A function that is linear in its first ``linear_args`` arguments together (None: in all of them)."""
+
+    kind = "linear"
+
+    def __init__(self, name, eval, transpose, linear_args, samples):
+        super().__init__(name, eval, samples)
+        self.transpose, self.linear_args = transpose, linear_args
+
+    def differentiable(self, position):
+        return self.linear_args is None or position < self.linear_args
+
+    def reads(self, position, needs):
+        return not self.differentiable(position)
+
+    def reads_output(self, needs):
+        return False
+
+    def vjp(self, g, out, args, params, needs):
+        if self.linear_args == 1:
+            return (self.transpose(g, *args, **params), *([None] * (len(args) - 1)))
+        cotangents = self.transpose(g, *args, **params)
+        return (*cotangents, *([None] * (len(args) - len(cotangents))))
+
+    def jvp(self, tangents, out, args, params):
+        parts = [
+            (zeros_like(args[i]) if t is None else t) if self.differentiable(i) else args[i]
+            for i, t in enumerate(tangents)
+        ]
+        return self(*parts, **params)
+
+
+def linear(name: str, eval: Callable, transpose: Callable, *, linear_args: int | None = 1, samples=None) -> Linear:
+    """State a linear operation by its ``transpose(g, *args, **params)``.
+
+    Arguments it is linear in reach the transpose as ``Meta`` (shape and dtype only); others, such as indices, with
+    their values. With one linear argument the transpose returns its cotangent, else a sequence of them.
+    """
+    return Linear(name, eval, transpose, linear_args, samples)
+
+
+# ------------------------------------------------------------------------------------------------ bilinear
+
+
+class Bilinear(Op):
+    """A function linear in each of its first two arguments."""
+
+    kind = "bilinear"
+
+    def __init__(self, name, eval, transposes, samples):
+        super().__init__(name, eval, samples)
+        self.transposes = transposes
+
+    def differentiable(self, position):
+        return position < 2
+
+    def reads(self, position, needs):
+        return position > 1 or bool(needs[1 - position])
+
+    def reads_output(self, needs):
+        return False
+
+    def vjp(self, g, out, args, params, needs):
+        return [
+            self.transposes[i](g, *args, **params) if i < 2 and need else None for i, need in enumerate(needs)
+        ]
+
+    def jvp(self, tangents, out, args, params):
+        total = None
+        for i, t in enumerate(tangents[:2]):
+            if t is None:
+                continue
+            term = self(*[t if k == i else a for k, a in enumerate(args)], **params)
+            total = term if total is None else _call_by_name("add", total, term)
+        return total
+
+
+def bilinear(name: str, eval: Callable, *transposes: Callable, samples=None) -> Bilinear:
+    """State a bilinear operation by one ``transpose(g, a, b, **params)`` per argument (its own argument as ``Meta``)."""
+    return Bilinear(name, eval, transposes, samples)
+
+
+# ------------------------------------------------------------------------------------------------ opaque
+
+
+class Opaque(Op):
+    """A function of which only the vjp is stated."""
+
+    kind = "opaque"
+
+    def __init__(self, name, eval, vjps, reads, samples):
+        super().__init__(name, eval, samples)
+        self.vjps = vjps
+        self._reads_output = "out" in reads
+        self._reads = reads
+
+    def differentiable(self, position):
+        return position < len(self.vjps) and self.vjps[position] is not None
+
+    def reads(self, position, needs):
+        return position >= len(self.vjps) or self.vjps[position] is None or position in self._reads
+
+    def reads_output(self, needs):
+        return self._reads_output
+
+    def vjp(self, g, out, args, params, needs):
+        return [
+            self.vjps[i](g, out, *args, **params) if need else None for i, need in enumerate(needs)
+        ]
+
+
+def opaque(name: str, eval: Callable, *vjps: Callable | None, reads: Sequence = (0,), samples=None) -> Opaque:
+    """State an operation by its vjps, ``vjp(g, out, *args, **params)`` per differentiable argument.
+
+    ``reads`` lists what the vjps look at: argument positions and ``"out"``. Anything else reaches them as ``Meta``, so
+    a value that was forgotten is an error and never a stale number.
+    """
+    return Opaque(name, eval, vjps, reads, samples)
+
+
+# ------------------------------------------------------------------------------------------------ composite
+
+
+class Composite(Op):
+    """A Python function of other operations, known to the registry so that it is tested like a row."""
+
+    kind = "composite"
+
+
+def composite(samples: Callable) -> Callable:
+    """Register a function of operations together with its test samples; the function itself is returned unchanged."""
+
+    def decorate(function):
+        Composite(function.__name__, function, samples)
+        return function
+
+    return decorate
+
+
+# ------------------------------------------------------------------------------------------------ helpers of rules
+
+
+def zeros_like(x):
+    """An array of zeros with the shape, dtype and device of an array or of a tensor over one."""
+    array = getattr(x, "array", x)
+    return array_module(array).zeros_like(array)
+
+
+def not_differentiable(name: str, eval: Callable, samples=None) -> Opaque:
+    """State an operation through which no gradient passes (its results are integers or booleans)."""
+    return Opaque(name, eval, (), (), samples)

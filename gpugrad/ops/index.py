@@ -1,0 +1,155 @@
+"""Reading and writing by index arrays. Index arrays are positional arguments without gradient."""
+
+from __future__ import annotations
+
+from ..backend.arrays import array_module
+from .core import linear, not_differentiable
+from .elementwise import where
+from .shape import sum_to
+
+# An index is split into arrays (positional) and a pattern of slices with holes (metadata):
+# x[1:3, i, None, j] has pattern (slice(1, 3), HOLE, None, HOLE) and arrays (i, j).
+HOLE = "array"
+
+
+def _fill(pattern, indices) -> tuple:
+    remaining = iter(indices)
+    return tuple(next(remaining) if part is HOLE else part for part in pattern)
+
+
+def _take_samples(r):
+    i, j = r.integers(4, 2, 3), r.integers(5, 3)
+    return [
+        ((r(4, 5), i), {"pattern": (HOLE,)}),
+        ((r(4, 5), i, j), {"pattern": (HOLE, HOLE)}),
+        ((r(4, 2, 5), r.integers(4, 3), j), {"pattern": (HOLE, slice(None), HOLE)}),
+        ((r(4, 5), r(4, 5) > 0), {"pattern": (HOLE,)}),
+    ]
+
+
+take = linear(
+    "take",
+    lambda x, *indices, pattern: x[_fill(pattern, indices)],
+    lambda g, x, *indices, pattern: put_add(g, *indices, pattern=pattern, shape=x.shape),
+    samples=_take_samples,
+)
+
+
+def _put_add(g, *indices, pattern, shape):
+    """Zeros with ``g`` added at an index; repeated positions add up."""
+    xp = array_module(g)
+    if pattern == (HOLE,) and indices[0].dtype.kind in "iu" and len(shape) > 1:
+        return _add_rows(g, indices[0], shape, xp)
+    out = xp.zeros(shape, g.dtype)
+    xp.add.at(out, _fill(pattern, indices), g)
+    return out
+
+
+def _add_rows(g, rows, shape, xp):
+    """Sum rows of ``g`` into a table: sort the positions, then one segmented sum (deterministic)."""
+    out = xp.zeros(shape, g.dtype)
+    flat = rows.reshape(-1) % shape[0] if shape[0] else rows.reshape(-1)
+    if not flat.size:
+        return out
+    order = xp.argsort(flat, kind="stable")
+    ordered = flat[order]
+    starts = xp.concatenate([xp.zeros(1, bool), ordered[1:] != ordered[:-1]])
+    starts[0] = True
+    starts = xp.flatnonzero(starts)
+    values = g.reshape(flat.size, -1)[order]
+    sums = values if starts.size == flat.size else _segment_sums(values, starts, xp)
+    out.reshape(shape[0], -1)[ordered[starts]] = sums
+    return out
+
+
+def _segment_sums(values, starts, xp):
+    if xp.__name__ == "numpy":
+        return xp.add.reduceat(values, starts, axis=0)
+    # CuPy has no reduceat: differences of a cumulative sum in float64 keep the precision of float32 sums.
+    ends = xp.concatenate([starts[1:], xp.asarray([values.shape[0]])])
+    running = xp.cumsum(values.astype(xp.float64), axis=0)
+    sums = running[ends - 1]
+    sums[1:] -= running[starts[1:] - 1]
+    return sums.astype(values.dtype)
+
+
+put_add = linear(
+    "put_add",
+    _put_add,
+    lambda g, x, *indices, pattern, shape: take(g, *indices, pattern=pattern),
+    samples=lambda r: [
+        ((r(2, 3, 5), r.integers(4, 2, 3)), {"pattern": (HOLE,), "shape": (4, 5)}),
+        ((r(3), r.integers(4, 3), r.integers(5, 3)), {"pattern": (HOLE, HOLE), "shape": (4, 5)}),
+    ],
+)
+
+
+def _put(x, v, *indices, pattern):
+    out = x.copy()
+    out[_fill(pattern, indices)] = v
+    return out
+
+
+def _put_transpose(g, x, v, *indices, pattern):
+    """The written positions get no gradient; the value gets what they would have got."""
+    xp = array_module(g) if not hasattr(g, "array") else array_module(g.array)
+    kept = xp.ones(x.shape, bool)
+    kept[_fill(pattern, [getattr(i, "array", i) for i in indices])] = False
+    return where(kept, g, 0.0), sum_to(take(g, *indices, pattern=pattern), shape=v.shape)
+
+
+def _put_samples(r):
+    return [
+        ((r(4, 5), r(2, 5), r.permutation(4)[:2]), {"pattern": (HOLE,)}),
+        ((r(4, 5), r()), {"pattern": (slice(1, 3), 2)}),
+        ((r(4, 5), r(5)), {"pattern": (slice(0, 4, 2),)}),
+        ((r(4, 5), r(), r(4, 5) > 0), {"pattern": (HOLE,)}),
+    ]
+
+
+put = linear("put", _put, _put_transpose, linear_args=2, samples=_put_samples)
+
+
+def _grid(index, axis, xp):
+    """Index arrays that address ``index`` along ``axis`` and run along the other axes."""
+    parts = []
+    for k, n in enumerate(index.shape):
+        if k == axis:
+            parts.append(index)
+        else:
+            parts.append(xp.arange(n).reshape([-1 if i == k else 1 for i in range(index.ndim)]))
+    return tuple(parts)
+
+
+gather = linear(
+    "gather",
+    lambda x, index, *, axis: x[_grid(index, axis, array_module(x))],
+    lambda g, x, index, *, axis: scatter_add(g, index, axis=axis, shape=x.shape),
+    samples=lambda r: [
+        ((r(3, 4), r.integers(4, 3, 2)), {"axis": 1}),
+        ((r(3, 4), r.integers(3, 2, 4)), {"axis": 0}),
+    ],
+)
+
+
+def _scatter_add(g, index, *, axis, shape):
+    xp = array_module(g)
+    out = xp.zeros(shape, g.dtype)
+    place = _grid(index, axis, xp)
+    if index.shape[axis] == 1:  # one position per row: nothing can repeat
+        out[place] = g
+    else:
+        xp.add.at(out, place, g)
+    return out
+
+
+scatter_add = linear(
+    "scatter_add",
+    _scatter_add,
+    lambda g, x, index, *, axis, shape: gather(g, index, axis=axis),
+    samples=lambda r: [
+        ((r(3, 2), r.integers(4, 3, 2)), {"axis": 1, "shape": (3, 4)}),
+        ((r(3, 1), r.integers(4, 3, 1)), {"axis": 1, "shape": (3, 4)}),
+    ],
+)
+nonzero = not_differentiable("nonzero", lambda x: array_module(x).argwhere(x))

@@ -1,0 +1,117 @@
+"""Products of matrices."""
+
+from __future__ import annotations
+
+from ..backend.arrays import array_module, backend_of
+from .core import bilinear
+from .shape import broadcast_to, permute, reshape, sum_to
+
+
+def _matmul(a, b):
+    """NumPy's matmul; two matrices take the shorter way through ``dot`` (0.6 against 1.4 us of overhead at 8x8)."""
+    if a.ndim == 2 and b.ndim == 2:
+        backend = backend_of(a)
+        if a.shape[1] == b.shape[0] and a.shape[0] * b.shape[1] * a.itemsize >= 1 << 16 and a.dtype == b.dtype:
+            out = backend.empty((a.shape[0], b.shape[1]), a.dtype)
+            return a.dot(b, out) if backend.name == "numpy" else array_module(a).matmul(a, b, out)
+        return a.dot(b)
+    xp = array_module(a)
+    return xp.asarray(xp.matmul(a, b))
+
+
+def _swap(x):
+    """The last two axes exchanged."""
+    axes = (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2)
+    return permute(x, axes=axes)
+
+
+def _column(x):
+    return reshape(x, shape=(*x.shape, 1))
+
+
+def _row(x):
+    return reshape(x, shape=(*x.shape[:-1], 1, x.shape[-1]))
+
+
+def _matrices(g, a, b):
+    """The product as one of matrices: a vector on the left is a row, on the right a column."""
+    if b.ndim == 1:
+        g = _column(g)
+    if a.ndim == 1:
+        g = _row(g)
+    return g
+
+
+def _transpose_a(g, a, b):
+    """d(a @ b) to a."""
+    g = _matrices(g, a, b)
+    b = _row(b) if b.ndim == 1 else _swap(b)
+    return _as_operand(matmul(g, b), a, -2)
+
+
+def _transpose_b(g, a, b):
+    g = _matrices(g, a, b)
+    a = _column(a) if a.ndim == 1 else _swap(a)
+    return _as_operand(matmul(a, g), b, -1)
+
+
+def _as_operand(product, x, added_axis):
+    """Drop the axis a vector was given, and sum the batch axes that were broadcast."""
+    if x.ndim == 1:
+        shape = list(product.shape)
+        del shape[added_axis]
+        product = reshape(product, shape=tuple(shape))
+    return sum_to(product, shape=x.shape)
+
+
+matmul = bilinear(
+    "matmul",
+    _matmul,
+    _transpose_a,
+    _transpose_b,
+    samples=lambda r: [
+        ((r(2, 3), r(3, 4)), {}),
+        ((r(5, 2, 3), r(3, 4)), {}),
+        ((r(2, 3), r(5, 3, 4)), {}),
+        ((r(5, 1, 2, 3), r(6, 3, 4)), {}),
+        ((r(3), r(3)), {}),
+        ((r(2, 3), r(3)), {}),
+        ((r(3), r(3, 4)), {}),
+        ((r(5, 2, 3), r(3)), {}),
+        ((r(3), r(5, 3, 4)), {}),
+    ],
+)
+
+
+def _einsum(a, b, *, subscripts):
+    """Two operands; ``subscripts`` is (indices of a, of b, of the result), none repeated within an operand."""
+    of_a, of_b, of_out = subscripts
+    return array_module(a).einsum(f"{of_a},{of_b}->{of_out}", a, b, optimize=True)
+
+
+def _einsum_transpose(position):
+    def transpose(g, a, b, *, subscripts):
+        mine, other = subscripts[position], subscripts[1 - position]
+        x, y = (a, b) if position == 0 else (b, a)
+        # Indices only this operand has were summed: their cotangent is constant along them.
+        reached = "".join(i for i in mine if i in other or i in subscripts[2])
+        part = einsum2(g, y, subscripts=(subscripts[2], other, reached))
+        if reached == mine:
+            return part
+        shape = tuple(n if i in reached else 1 for i, n in zip(mine, x.shape, strict=True))
+        return broadcast_to(reshape(part, shape=shape), shape=x.shape)
+
+    return transpose
+
+
+einsum2 = bilinear(
+    "einsum2",
+    _einsum,
+    _einsum_transpose(0),
+    _einsum_transpose(1),
+    samples=lambda r: [
+        ((r(2, 3), r(3, 4)), {"subscripts": ("ij", "jk", "ki")}),
+        ((r(5, 2, 3), r(5, 3, 2)), {"subscripts": ("bij", "bji", "b")}),
+        ((r(2, 3), r(4)), {"subscripts": ("ij", "k", "ik")}),
+    ],
+)

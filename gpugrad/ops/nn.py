@@ -1,0 +1,260 @@
+"""Operations of neural networks that are not worth composing: softmax, convolution, pooling."""
+
+from __future__ import annotations
+
+from ..backend.arrays import array_module, backend_of
+from . import convolution
+from .core import bilinear, linear, opaque
+from .elementwise import exp
+from .reduce import sum as reduce_sum
+
+
+def _centred(x, axis, xp):
+    """``x`` minus its maximum along an axis, in fresh memory; rows without a finite maximum stay as they are."""
+    top = xp.maximum.reduce(x, axis=axis, keepdims=True)
+    finite = xp.isfinite(top)
+    if not finite.all():
+        top = xp.where(finite, top, 0)
+    return xp.subtract(x, top, out=backend_of(x).empty(x.shape, x.dtype))
+
+
+def _softmax(x, *, axis):
+    xp = array_module(x)
+    out = _centred(x, axis, xp)
+    xp.exp(out, out)
+    out /= xp.add.reduce(out, axis=axis, keepdims=True)
+    return out
+
+
+def _log_softmax(x, *, axis):
+    xp = array_module(x)
+    out = _centred(x, axis, xp)
+    e = xp.exp(out, backend_of(x).empty(x.shape, x.dtype))
+    out -= xp.log(xp.add.reduce(e, axis=axis, keepdims=True))
+    return out
+
+
+def _axis_samples(r):
+    return [((r(3, 4),), {"axis": 1}), ((r(2, 3, 4),), {"axis": 0}), ((r(5),), {"axis": 0})]
+
+
+def _row_sum(x, axis):
+    return reduce_sum(x, axes=(axis,), keepdims=True)
+
+
+softmax = opaque(
+    "softmax",
+    _softmax,
+    lambda g, y, x, *, axis: y * (g - _row_sum(g * y, axis)),
+    reads=("out",),
+    samples=_axis_samples,
+)
+log_softmax = opaque(
+    "log_softmax",
+    _log_softmax,
+    lambda g, y, x, *, axis: g - exp(y) * _row_sum(g, axis),
+    reads=("out",),
+    samples=_axis_samples,
+)
+
+# ---- convolution: three bilinear operations that are each other's transposes
+
+
+def _conv_samples(r):
+    plain = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": 1}
+    general = {"stride": (2, 1), "padding": ((1, 0), (2, 1)), "dilation": (1, 2), "groups": 2}
+    return [((r(2, 3, 5, 6), r(4, 3, 2, 3)), plain), ((r(2, 4, 6, 7), r(6, 2, 3, 2)), general)]
+
+
+def _conv_input_samples(r):
+    return [
+        ((r(*convolution.output_shape(x.shape, w.shape, **p)), w), {**p, "shape": x.shape})
+        for (x, w), p in _conv_samples(r)
+    ]
+
+
+def _conv_weight_samples(r):
+    return [
+        ((r(*convolution.output_shape(x.shape, w.shape, **p)), x), {**p, "shape": w.shape})
+        for (x, w), p in _conv_samples(r)
+    ]
+
+
+conv = bilinear(
+    "conv",
+    convolution.forward,
+    lambda g, x, w, **p: conv_input(g, w, shape=x.shape, **p),
+    lambda g, x, w, **p: conv_weight(g, x, shape=w.shape, **p),
+    samples=_conv_samples,
+)
+conv_input = bilinear(
+    "conv_input",
+    convolution.input_gradient,
+    lambda h, g, w, *, shape, **p: conv(h, w, **p),
+    lambda h, g, w, *, shape, **p: conv_weight(g, h, shape=w.shape, **p),
+    samples=_conv_input_samples,
+)
+conv_weight = bilinear(
+    "conv_weight",
+    convolution.weight_gradient,
+    lambda h, g, x, *, shape, **p: conv(x, h, **p),
+    lambda h, g, x, *, shape, **p: conv_input(g, h, shape=x.shape, **p),
+    samples=_conv_weight_samples,
+)
+
+# ---- pooling over the last two axes; padding has been done before
+
+
+def _window(x, i, j, out_size, stride, dilation):
+    """The elements at offset (i, j) of every window."""
+    top, left = i * dilation[0], j * dilation[1]
+    return x[
+        ...,
+        top : top + (out_size[0] - 1) * stride[0] + 1 : stride[0],
+        left : left + (out_size[1] - 1) * stride[1] + 1 : stride[1],
+    ]
+
+
+def pooled_size(size, kernel, stride, dilation) -> tuple[int, int]:
+    """Windows that fit along both axes."""
+    return tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(size, kernel, stride, dilation, strict=True))
+
+
+def _max_of_rows(x, kernel, stride, dilation, out_w, xp):
+    """Maximum over the columns of every window, for every row of the image."""
+    span = (out_w - 1) * stride[1] + 1
+    columns = [x[..., j * dilation[1] : j * dilation[1] + span : stride[1]] for j in range(kernel[1])]
+    if len(columns) == 1:
+        return columns[0]
+    out = xp.maximum(columns[0], columns[1])
+    for column in columns[2:]:
+        xp.maximum(out, column, out)
+    return out
+
+
+def _row_slices(rows, kernel, stride, dilation, out_h):
+    span = (out_h - 1) * stride[0] + 1
+    return [rows[..., i * dilation[0] : i * dilation[0] + span : stride[0], :] for i in range(kernel[0])]
+
+
+def _max_pool(x, *, kernel, stride, dilation):
+    xp = array_module(x)
+    out_h, out_w = pooled_size(x.shape[-2:], kernel, stride, dilation)
+    rows = _max_of_rows(x, kernel, stride, dilation, out_w, xp)
+    parts = _row_slices(rows, kernel, stride, dilation, out_h)
+    if len(parts) == 1:
+        return xp.array(parts[0])
+    out = xp.maximum(parts[0], parts[1])
+    for part in parts[2:]:
+        xp.maximum(out, part, out)
+    return out
+
+
+def _first_maximum(x, out, kernel, stride, dilation, xp):
+    """Position ``i * kernel_w + j`` of the first maximum of every window in reading order, as torch breaks ties."""
+    size = out.shape[-2:]
+    where = xp.full(out.shape, -1, xp.int16)
+    for i in reversed(range(kernel[0])):
+        for j in reversed(range(kernel[1])):
+            xp.copyto(where, xp.int16(i * kernel[1] + j), where=_window(x, i, j, size, stride, dilation) == out)
+    return where
+
+
+def _max_pool_scatter(g, x, out, *, kernel, stride, dilation):
+    """Send each cotangent to the first maximum of its window."""
+    xp = array_module(g)
+    where = _first_maximum(x, out, kernel, stride, dilation, xp)
+    covered = kernel == stride and x.shape[-2:] == tuple(n * k for n, k in zip(g.shape[-2:], kernel, strict=True))
+    gx = backend_of(g).empty(x.shape, g.dtype) if covered else xp.zeros(x.shape, g.dtype)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            target = _window(gx, i, j, g.shape[-2:], stride, dilation)
+            chosen = where == i * kernel[1] + j
+            if covered:  # windows tile the image: every element is written exactly once
+                xp.multiply(g, chosen, target)
+            else:
+                target += g * chosen
+    return gx
+
+
+def _max_pool_gather(h, x, out, *, kernel, stride, dilation):
+    xp = array_module(h)
+    where = _first_maximum(x, out, kernel, stride, dilation, xp)
+    result = xp.zeros(out.shape, h.dtype)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            result += _window(h, i, j, out.shape[-2:], stride, dilation) * (where == i * kernel[1] + j)
+    return result
+
+
+def _pool_samples(r):
+    return [
+        ((r(2, 3, 4, 6),), {"kernel": (2, 2), "stride": (2, 2), "dilation": (1, 1)}),
+        ((r(2, 7, 8),), {"kernel": (3, 2), "stride": (2, 1), "dilation": (1, 2)}),
+    ]
+
+
+def _pool_transpose_samples(r):
+    samples = []
+    for (x,), p in _pool_samples(r):
+        out = _max_pool(x, **p)
+        samples.append(((r(*out.shape), x, out), p))
+    return samples
+
+
+def _pool_gather_samples(r):
+    return [((r(*x.shape), x, out), p) for (_, x, out), p in _pool_transpose_samples(r)]
+
+
+max_pool_scatter = linear(
+    "max_pool_scatter",
+    _max_pool_scatter,
+    lambda h, g, x, out, **p: max_pool_gather(h, x, out, **p),
+    samples=_pool_transpose_samples,
+)
+max_pool_gather = linear(
+    "max_pool_gather",
+    _max_pool_gather,
+    lambda g, h, x, out, **p: max_pool_scatter(g, x, out, **p),
+    samples=_pool_gather_samples,
+)
+max_pool = opaque(
+    "max_pool",
+    _max_pool,
+    lambda g, out, x, **p: max_pool_scatter(g, x, out, **p),
+    reads=(0, "out"),
+    samples=_pool_samples,
+)
+
+
+def _sum_pool(x, *, kernel, stride, dilation):
+    size = pooled_size(x.shape[-2:], kernel, stride, dilation)
+    out = _window(x, 0, 0, size, stride, dilation).copy()
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            if i or j:
+                out += _window(x, i, j, size, stride, dilation)
+    return out
+
+
+def _sum_pool_transpose(g, *, shape, kernel, stride, dilation):
+    gx = array_module(g).zeros(shape, g.dtype)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            target = _window(gx, i, j, g.shape[-2:], stride, dilation)
+            target += g
+    return gx
+
+
+sum_pool = linear(
+    "sum_pool",
+    _sum_pool,
+    lambda g, x, **p: sum_unpool(g, shape=x.shape, **p),
+    samples=_pool_samples,
+)
+sum_unpool = linear(
+    "sum_unpool",
+    _sum_pool_transpose,
+    lambda h, g, *, shape, **p: sum_pool(h, **p),
+    samples=lambda r: [((r(2, 2, 3),), {"shape": (2, 4, 6), "kernel": (2, 2), "stride": (2, 2), "dilation": (1, 1)})],
+)

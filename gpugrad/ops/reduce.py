@@ -1,0 +1,133 @@
+"""Reductions and scans. ``axes`` is a tuple of non-negative axes, or None for all; ``keepdims`` as in NumPy."""
+
+from __future__ import annotations
+
+from ..backend.arrays import array_module
+from .core import linear, not_differentiable, opaque
+from .elementwise import eq, exp
+from .shape import broadcast_to, flip, reshape, sum_to
+
+
+def kept_shape(shape, axes) -> tuple:
+    """The shape of a reduction over ``axes`` with ``keepdims``."""
+    if axes is None:
+        return (1,) * len(shape)
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+def count(shape, axes) -> int:
+    """How many elements each result of a reduction sees."""
+    n = 1
+    for i, extent in enumerate(shape):
+        if axes is None or i in axes:
+            n *= extent
+    return n
+
+
+def _keep(g, x, axes, keepdims):
+    """Give a reduced cotangent its ones back, so that it broadcasts against the argument."""
+    return g if keepdims else reshape(g, shape=kept_shape(x.shape, axes))
+
+
+def _samples(r):
+    return [
+        ((r(2, 3, 4),), {"axes": None, "keepdims": False}),
+        ((r(2, 3, 4),), {"axes": (0, 2), "keepdims": False}),
+        ((r(2, 3, 4),), {"axes": (1,), "keepdims": True}),
+        ((r(),), {"axes": None, "keepdims": False}),
+    ]
+
+
+def _sum(x, *, axes, keepdims):
+    xp = array_module(x)
+    return xp.asarray(xp.add.reduce(x, axis=axes, keepdims=keepdims))
+
+
+sum = linear(
+    "sum",
+    _sum,
+    lambda g, x, *, axes, keepdims: broadcast_to(_keep(g, x, axes, keepdims), shape=x.shape),
+    samples=_samples,
+)
+
+
+def _mean(x, *, axes, keepdims):
+    xp = array_module(x)
+    n = count(x.shape, axes)
+    total = xp.asarray(xp.add.reduce(x, axis=axes, keepdims=keepdims))
+    if n == 0:
+        return total * float("nan")  # the mean of nothing
+    total *= 1.0 / n
+    return total
+
+
+def _mean_transpose(g, x, *, axes, keepdims):
+    n = count(x.shape, axes)
+    return broadcast_to(_keep(g, x, axes, keepdims) * (1.0 / n if n else 1.0), shape=x.shape)
+
+
+mean = linear("mean", _mean, _mean_transpose, samples=_samples)
+
+
+def _extreme_vjp(g, out, x, *, axes, keepdims):
+    """Ties share the gradient equally."""
+    mask = eq(x, _keep(out, x, axes, keepdims)) * 1.0
+    ties = sum_to(mask, shape=kept_shape(x.shape, axes))
+    return mask * (_keep(g, x, axes, keepdims) / ties)
+
+
+amax = opaque(
+    "amax",
+    lambda x, *, axes, keepdims: array_module(x).asarray(x.max(axes, keepdims=keepdims)),
+    _extreme_vjp,
+    reads=(0, "out"),
+    samples=_samples,
+)
+amin = opaque(
+    "amin",
+    lambda x, *, axes, keepdims: array_module(x).asarray(x.min(axes, keepdims=keepdims)),
+    _extreme_vjp,
+    reads=(0, "out"),
+    samples=_samples,
+)
+
+
+def _logsumexp(x, *, axes, keepdims):
+    xp = array_module(x)
+    top = x.max(axes, keepdims=True)
+    top = xp.where(xp.isfinite(top), top, 0)  # a row of -inf, or one with inf
+    out = xp.log(xp.add.reduce(xp.exp(x - top), axis=axes, keepdims=True)) + top
+    return out if keepdims else out.reshape(tuple(n for i, n in enumerate(x.shape) if axes is not None and i not in axes))
+
+
+logsumexp = opaque(
+    "logsumexp",
+    _logsumexp,
+    lambda g, out, x, *, axes, keepdims: _keep(g, x, axes, keepdims)
+    * exp(x - _keep(out, x, axes, keepdims)),
+    reads=(0, "out"),
+    samples=_samples,
+)
+
+cumsum = linear(
+    "cumsum",
+    lambda x, *, axis: x.cumsum(axis),
+    lambda g, x, *, axis: flip(cumsum(flip(g, axes=(axis,)), axis=axis), axes=(axis,)),
+    samples=lambda r: [((r(3, 4),), {"axis": 1}), ((r(3),), {"axis": 0})],
+)
+
+# ---- no gradient: positions and truth
+
+argmax = not_differentiable(
+    "argmax", lambda x, *, axis, keepdims: array_module(x).asarray(x.argmax(axis, keepdims=keepdims))
+)
+argmin = not_differentiable(
+    "argmin", lambda x, *, axis, keepdims: array_module(x).asarray(x.argmin(axis, keepdims=keepdims))
+)
+argsort = not_differentiable("argsort", lambda x, *, axis: array_module(x).argsort(x, axis=axis, kind="stable"))
+any = not_differentiable(
+    "any", lambda x, *, axes, keepdims: array_module(x).asarray((x != 0).any(axes, keepdims=keepdims))
+)
+all = not_differentiable(
+    "all", lambda x, *, axes, keepdims: array_module(x).asarray((x != 0).all(axes, keepdims=keepdims))
+)
