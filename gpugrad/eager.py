@@ -7,11 +7,12 @@ path does the same as the general way with the questions answered beforehand; an
 
 from __future__ import annotations
 
-from .autograd.engine import ElementwiseNode, make_elementwise_node, make_op_node
+from .autograd.engine import ElementwiseNode, lines, make_elementwise_node, make_op_node
 from .backend import arrays as backend_arrays
 from .backend.device import mixed_devices
 from .backend.memory import LARGE
 from .backend.numpy import xp as np
+from .codegen.expr import Expr
 from .codegen.functions import functions_for
 from .config import modes, settings
 from .dtypes import is_floating, of_scalar, result_type_of
@@ -38,42 +39,44 @@ def recording() -> bool:
 def interpret(op: Op, args, params) -> Tensor:
     """Run an operation on tensors (and arrays and numbers among them) and record it."""
     values = [a.array if isinstance(a, Tensor) else a for a in args]
-    z = op.eval(*values, **params)
-    result = wrap(z)
+    result = wrap(op.eval(*values, **params))
     if op.is_view:
         _note_view(op, args[0], params, result)
-    if recording():
+    if not modes.unusual or modes.local.grad:
         record(op, args, params, result)
     return result
 
 
 def record(op: Op, args, params, result: Tensor) -> None:
     """Put an operation on the tape if an argument requires a gradient that it can give."""
-    edges = tuple(
-        a._node if isinstance(a, Tensor) and a._node is not None and op.differentiable(i) else None
-        for i, a in enumerate(args)
-    )
-    needs = tuple(e is not None for e in edges)
-    if not any(needs) or result.array.dtype.kind not in "fc":
+    edges, wanted = [], False
+    for i, a in enumerate(args):
+        node = a._node if isinstance(a, Tensor) else None
+        if node is not None and not op.differentiable(i):
+            node = None
+        if node is not None:
+            wanted = True
+        edges.append(node)
+    if not wanted or result.array.dtype.kind not in "fc":
         return
-    saved = tuple(_to_save(a, op.reads(i, needs)) for i, a in enumerate(args))
-    out = result.array if op.reads_output(needs) else None
+    needs = tuple([e is not None for e in edges])
+    reads, reads_output = op.save_plan(needs)
+    out = result.array if reads_output else None
     shape = result.array.shape
     if isinstance(op, Elementwise):
-        node = make_elementwise_node(op.rule(needs), edges, saved, out, result._version, shape)
+        node = make_elementwise_node(op.rule(needs), edges, args, out, result._version, shape)
     else:
+        saved = tuple([_to_save(a, read) for a, read in zip(args, reads, strict=True)])
         node = make_op_node(op, edges, saved, out, result._version, shape, params, needs)
     if modes.unusual and modes.local.anomaly:
-        node.line = user_line()
+        lines[node] = user_line()
     result._node = node
 
 
 def _to_save(a, read: bool):
     if isinstance(a, Tensor):
         return a if read else Meta(a.array)
-    if read or isinstance(a, _SCALARS):
-        return a
-    return Meta(a)
+    return a if read or isinstance(a, _SCALARS) else Meta(a)
 
 
 def register_tensor_type(cls: type) -> None:
@@ -86,6 +89,8 @@ register_tensor_type(Tensor)
 
 def elementwise(op: Elementwise, args) -> Tensor:
     """Run an elementwise operation on tensors, arrays and Python numbers with torch's type promotion."""
+    if any(isinstance(a, Expr) for a in args):  # inside foreach: build the expression
+        return apply(op, args, {})
     args = [_operand(op, a) for a in args]
     values = [a.array if isinstance(a, Tensor) else a for a in args]
     first = 1 if op.name == "where" else 0  # the condition takes no part in promotion
@@ -288,38 +293,44 @@ def _renew(view: Tensor, base: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------ short paths
 
 
+def _compute_small(op: Elementwise, dtype):
+    """The function that computes an operation on small arrays of a dtype: NumPy's own, or a program."""
+    functions = functions_for(np)
+    if op.expression is None:
+        return functions.table[op.name]
+    return core.Program([op.body], op.names, op.names if op.arity == 1 else ()).direct(functions, dtype)
+
+
 def unary(op: Elementwise):
     """The function of a one-argument elementwise operation."""
-    compute = rule = None
-    reads_x = reads_y = False
+    compute32 = compute64 = rule = None
+    saves_x = saves_y = False
 
     def prepare():
-        nonlocal compute, rule, reads_x, reads_y
-        functions = functions_for(np)
-        compute = functions.table.get(op.name) if op.expression is None else None
-        if compute is None:
-            compute = core.Program([op.body], op.names, op.names).direct(functions)
+        nonlocal compute32, compute64, rule, saves_x, saves_y
+        compute32, compute64 = _compute_small(op, _float32), _compute_small(op, _float64)
         if op.differentiable(0):
             rule = op.rule((True,))
-            reads_x, reads_y = rule.reads[0], rule.reads_output
+            saves_x, saves_y = bool(rule.read), rule.reads_output
 
     def call(input):
         try:
             x = input.array
-            dtype = x.dtype
         except AttributeError:
             return elementwise(op, (input,))
-        if (
-            modes.unusual
-            or (dtype is not _float32 and dtype is not _float64)
-            or x.__class__ is not _ndarray
-            or x.nbytes >= LARGE
-            or not x.ndim
-        ):
+        if modes.unusual or x.__class__ is not _ndarray or x.nbytes >= LARGE:
             return elementwise(op, (input,))
-        if compute is None:
+        if compute32 is None:
             prepare()
-        z = compute(x)
+        dtype = x.dtype
+        if dtype is _float32:
+            z = compute32(x)
+        elif dtype is _float64:
+            z = compute64(x)
+        else:
+            return elementwise(op, (input,))
+        if z.__class__ is not _ndarray:
+            z = np.asarray(z)
         r = _new_tensor(Tensor)
         r.array = z
         r.grad = r._view = None
@@ -331,43 +342,68 @@ def unary(op: Elementwise):
         r._node = n = _new_node(ElementwiseNode)
         n.rule = rule
         n.edges = (node,)
-        n.saved = (input if reads_x else None,)
-        n.out = z if reads_y else None
-        n.out_version = version
-        n.shape = x.shape
+        n.saved = (input,) if saves_x else ()
+        if saves_y:
+            n.out = z
+            n.out_version = version
+        else:
+            n.out = None
+        n.shape = z.shape
         n.time = clock.now
-        n.line = None
         return r
 
     return call
 
 
+_scalar_arrays: dict = {}
+
+
+def _scalar_array(value, dtype):
+    """A number as a zero-dimensional array, remembered: NumPy takes it faster than a Python number."""
+    key = (value, dtype is _float32)
+    found = _scalar_arrays.get(key)
+    # -0.0 == 0.0 and 1 == 1.0 == True share a key; only the sign of zero would change a result.
+    if found is None or value == 0:
+        found = np.array(value, dtype)
+        if value != 0:
+            if len(_scalar_arrays) > 1000:  # numbers that change every step, such as a learning rate
+                _scalar_arrays.clear()
+            _scalar_arrays[key] = found
+    return found
+
+
 def binary(op: Elementwise):
     """The function of a two-argument elementwise operation; either argument may be a Python number."""
-    compute = None
-    rules: list = []  # for gradients of the first argument, the second, both
+    compute32 = compute64 = left_rule = right_rule = both_rule = None
 
     def prepare():
-        nonlocal compute
-        functions = functions_for(np)
-        compute = functions.table.get(op.name) if op.expression is None else None
-        if compute is None:
-            compute = core.Program([op.body], op.names, ()).direct(functions)
+        nonlocal compute32, compute64, left_rule, right_rule, both_rule
+        compute32, compute64 = _compute_small(op, _float32), _compute_small(op, _float64)
         if not (op.boolean or op.no_grad):
-            rules[:] = [op.rule((True, False)), op.rule((False, True)), op.rule((True, True))]
+            left_rule, right_rule = op.rule((True, False)), op.rule((False, True))
+            both_rule = op.rule((True, True))
 
     def call(input, other):
         try:
             x = input.array
         except AttributeError:
             return elementwise(op, (input, other))
-        if x.__class__ is not _ndarray or modes.unusual or x.nbytes >= LARGE or not x.ndim:
+        if modes.unusual or x.__class__ is not _ndarray or x.nbytes >= LARGE:
             return elementwise(op, (input, other))
+        if compute32 is None:
+            prepare()
         dtype = x.dtype
-        if dtype is not _float32 and dtype is not _float64:
+        if dtype is _float32:
+            compute = compute32
+        elif dtype is _float64:
+            compute = compute64
+        else:
             return elementwise(op, (input, other))
         if other.__class__ is float or other.__class__ is int:
-            y = other
+            try:
+                saved_other = y = _scalar_array(other, dtype)
+            except OverflowError:
+                return elementwise(op, (input, other))
             right = None
         else:
             try:
@@ -377,31 +413,47 @@ def binary(op: Elementwise):
             if y.__class__ is not _ndarray or y.dtype is not dtype or y.nbytes >= LARGE:
                 return elementwise(op, (input, other))
             right = other._node
-        if compute is None:
-            prepare()
+            saved_other = other
         try:
             z = compute(x, y)
         except ValueError:
             return elementwise(op, (input, other))  # which explains the shapes
+        if z.__class__ is not _ndarray:
+            z = np.asarray(z)
         r = _new_tensor(Tensor)
         r.array = z
         r.grad = r._view = None
         r._version = version = [0, None]
         left = input._node
-        if left is None and right is None or not rules:
+        if left is not None:
+            if right is not None:
+                rule, edges = both_rule, (left, right)
+            else:
+                rule, edges = left_rule, (left,)
+        else:
+            rule, edges = right_rule, (right,)
+        if rule is None or edges[0] is None:
             r._node = None
             return r
-        rule = rules[2 if left is not None and right is not None else 0 if right is None else 1]
-        reads = rule.reads
         r._node = n = _new_node(ElementwiseNode)
         n.rule = rule
-        n.edges = (left, right)
-        n.saved = (input if reads[0] else None, other if reads[1] else None)
-        n.out = z if rule.reads_output else None
-        n.out_version = version
+        n.edges = edges
+        save = rule.save
+        if save == 0:
+            n.saved = ()
+        elif save == 1:
+            n.saved = (input,)
+        elif save == 2:
+            n.saved = (saved_other,)
+        else:
+            n.saved = (input, saved_other)
+        if rule.reads_output:
+            n.out = z
+            n.out_version = version
+        else:
+            n.out = None
         n.shape = z.shape
         n.time = clock.now
-        n.line = None
         return r
 
     return call

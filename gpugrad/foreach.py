@@ -59,7 +59,7 @@ class Update:
                 raise RuntimeError(f"{self.__name__}(): tensors updated together must have the same shape, got {shapes}")
         backend = backend_of(first)
         if backend.name == "numpy" and dtype.itemsize >= 4 and all(a.flags.c_contiguous and a.dtype == dtype for a in arrays):
-            block, floats, bools = self.program.block(functions_for(array_module(first)), self.written)
+            block, floats, bools = self.program.block(functions_for(array_module(first)), self.written, dtype)
             backend.launch(block, (*arrays, *values), arrays[:n], [dtype] * floats + [bool] * bools)
             return
         self._update_any(arrays, values, n)

@@ -26,10 +26,16 @@ _FREED = object()
 class Node:
     """One record. ``vjp`` turns the cotangent of the output into those of the edges."""
 
-    # edges: records of the arguments (None: needs no gradient). saved: tensors, arrays, numbers or Meta, per argument.
-    # out: the output's array where the derivative reads it, with out_version to see in-place writes to it.
-    # time: the clock of in-place writes when the record was made. shape: of the output.
-    __slots__ = ("__weakref__", "edges", "line", "out", "out_version", "saved", "shape", "time")
+    # edges: records of the arguments (None: needs no gradient). saved: tensors, arrays, numbers or Meta.
+    # out: the output's array where the derivative reads it; only then out_version is set, to see
+    # in-place writes to it. time: the clock of in-place writes when the record was made. shape: of the
+    # output.
+    __slots__ = ("__weakref__", "edges", "out", "out_version", "saved", "shape", "time")
+
+    @property
+    def line(self):
+        """Where the operation was called, if anomaly mode was on."""
+        return lines.get(self)
 
     @property
     def name(self) -> str:
@@ -72,16 +78,15 @@ class Node:
         saved = self.saved
         if saved is _FREED:
             raise RuntimeError(_TWICE)
+        if self.out is not None and self.out_version[0] > self.time:
+            raise self.stale(None, self.out_version)
         values = []
         for s in saved:
             if s.__class__ not in _PLAIN:
-                version = s._version
-                if version[0] > self.time:
-                    raise self.stale(len(values), version)
+                if s._version[0] > self.time:
+                    raise self.stale(len(values), s._version)
                 s = s.array
             values.append(s)
-        if self.out is not None and self.out_version[0] > self.time:
-            raise self.stale(None, self.out_version)
         return values
 
     def saved_tensors(self) -> tuple:
@@ -94,6 +99,7 @@ class Node:
         return self.saved, out
 
 
+lines: weakref.WeakKeyDictionary[Node, tuple] = weakref.WeakKeyDictionary()
 _UNCOUNTED = frozenset((type(None), float, int, bool, Meta))
 _TWICE = (
     "Trying to backward through the graph a second time (or directly access saved tensors after they have already been "
@@ -103,7 +109,7 @@ _TWICE = (
 
 
 class ElementwiseNode(Node):
-    """The record of an elementwise operation; ``rule`` knows what to run."""
+    """The record of an elementwise operation: edges and saved values of those arguments only that matter."""
 
     __slots__ = ("rule",)
 
@@ -112,10 +118,12 @@ class ElementwiseNode(Node):
         return f"{self.rule.op.name}Backward"
 
     def arrays(self, g):
-        rule = self.rule
         values = self.saved_arrays()
-        if self.shape and g.nbytes < LARGE and g.__class__ is _ndarray:
-            return rule.run_small(g, self.out, values)
+        rule = self.rule
+        if g.__class__ is _ndarray and self.shape and g.nbytes < LARGE:
+            function = rule.run_small(g.dtype)
+            result = function(g, *values) if self.out is None else function(g, self.out, *values)
+            return result if result.__class__ is list else (result,)
         return rule.run_arrays(g, self.out, values)
 
     def tensors(self, g):
@@ -149,7 +157,7 @@ class Leaf(Node):
     def __init__(self, tensor: Tensor):
         self.tensor = weakref.ref(tensor)
         self.edges = self.saved = ()
-        self.out = self.line = None
+        self.out = None
         self.shape = tensor.array.shape
         self.time = 0
 
@@ -178,7 +186,7 @@ class Part(Node):
     def __init__(self, parent: Node, index: int, shape):
         self.edges = (parent,)
         self.index, self.shape = index, shape
-        self.saved, self.out, self.line, self.time = (), None, None, 0
+        self.saved, self.out, self.time = (), None, 0
 
     def arrays(self, g):
         return (Parts({self.index: g}),)
@@ -264,67 +272,65 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
 
     Works on plain arrays unless ``with_tensors`` (double backward, or forward-mode tangents inside).
     """
-    grads: dict[Node, object] = {}
+    pending: dict[Node, object] = {}  # cotangents of records that wait for more
     for root, seed in zip(roots, seeds, strict=True):
-        grads[root] = _add(grads[root], seed) if root in grads else seed
+        pending[root] = _add(pending[root], seed) if root in pending else seed
+    ready = [(r, pending.pop(r)) for r in dict.fromkeys(roots) if users.get(r) == 0]
+    seeds = None
     captured: dict[Node, object] = {}
-    ready = [r for r in dict.fromkeys(roots) if r in users and users[r] == 0]
     hooked = bool(_hooks) or bool(_retained)
     anomaly = modes.unusual and modes.local.anomaly
-    get, take = grads.get, grads.pop
+    take, push = pending.pop, ready.append
     while ready:
-        node = ready.pop()
-        g = take(node, None)
-        if g is None:  # only empty cotangents arrived
-            for edge in node.edges:
-                if edge is not None and edge in users:
-                    users[edge] -= 1
-                    if not users[edge]:
-                        ready.append(edge)
-            continue
-        if hooked:
-            g = _call_hooks(node, g)
-        if capture is not None and node in capture:
-            captured[node] = g
+        node, g = ready.pop()
+        if g is not None:
+            if hooked:
+                g = _call_hooks(node, g)
+            if capture is not None and node in capture:
+                captured[node] = g
         edges = node.edges
         if not edges:
-            if capture is None and node.__class__ is Leaf:
+            if capture is None and g is not None and node.__class__ is Leaf:
                 _accumulate(node, g, owned=not with_tensors and exclusive(g))
             continue
-        parts = node.tensors(g) if with_tensors else node.arrays(g)
-        if anomaly:
-            _check_anomaly(node, parts)
-        if not keep:
-            node.release()
-        g = None
-        for edge, d in zip(edges, parts, strict=True):
+        if g is None:  # nothing but missing cotangents arrived: pass that on
+            parts = (None,) * len(edges)
+        else:
+            parts = node.tensors(g) if with_tensors else node.arrays(g)
+            if anomaly:
+                _check_anomaly(node, parts)
+            if not keep:
+                node.release()
+            g = None
+        for edge, d in zip(edges, parts):  # noqa: B905 (strict costs 50 ns; rules are tested)
             if edge is None:
                 continue
             left = users.get(edge)
             if left is None:
                 continue  # leads to nothing that was asked for
-            if d is not None:
-                if d.__class__ is Parts:
-                    old = get(edge)
-                    grads[edge] = d if old is None else _merge(old, d)
-                else:
-                    if d.shape != edge.shape:
-                        d = _fit(node, d, edge)
-                    elif not edge.shape and not with_tensors:
-                        d = array_module(d).asarray(d)  # NumPy turns 0-d results into scalars
-                    old = take(edge, None)
-                    if old is None:
-                        grads[edge] = d
+            if d is not None and d.__class__ is not Parts:
+                if d.shape != edge.shape:
+                    d = _fit(node, d, edge)
+                elif not edge.shape and not with_tensors:
+                    d = array_module(d).asarray(d)  # NumPy turns 0-d results into scalars
+            if left > 1 or pending:
+                old = take(edge, None)
+                if old is not None:
+                    if d is None:
+                        d = old
+                    elif d.__class__ is Parts:
+                        d = _merge(old, d)
                     elif not with_tensors and exclusive(old):
                         old += d
-                        grads[edge] = old
+                        d = old
                     else:
-                        grads[edge] = _add(old, d)
+                        d = _add(old, d)
             if left == 1:
-                users[edge] = 0
-                ready.append(edge)
+                push((edge, d))
             else:
                 users[edge] = left - 1
+                if d is not None:
+                    pending[edge] = d
         parts = d = old = None  # a reference left here would forbid writing into the next gradient
     return captured
 
@@ -531,11 +537,14 @@ def grad(
     return tuple(results)
 
 
-def make_elementwise_node(rule, edges, saved, out, version, shape) -> ElementwiseNode:
-    """A record of an elementwise operation; the short paths inline this."""
+def make_elementwise_node(rule, edges, args, out, version, shape) -> ElementwiseNode:
+    """A record of an elementwise operation; the short paths write this out."""
     n = _new(ElementwiseNode)
-    n.rule, n.edges, n.saved, n.out, n.out_version = rule, edges, saved, out, version
-    n.shape, n.time, n.line = shape, clock.now, None
+    n.rule = rule
+    n.edges = tuple(e for e, need in zip(edges, rule.needs, strict=True) if need)
+    n.saved = tuple(args[i] for i in rule.read)
+    n.out, n.out_version = out, version
+    n.shape, n.time = shape, clock.now
     return n
 
 
@@ -543,5 +552,5 @@ def make_op_node(op: Op, edges, saved, out, version, shape, params, needs) -> Op
     """A record of another operation."""
     n = _new(OpNode)
     n.op, n.edges, n.saved, n.out, n.out_version = op, edges, saved, out, version
-    n.shape, n.time, n.line, n.params, n.needs = shape, clock.now, None, params, needs
+    n.shape, n.time, n.params, n.needs = shape, clock.now, params, needs
     return n

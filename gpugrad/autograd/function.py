@@ -6,7 +6,7 @@ from ..backend.arrays import array_module
 from ..config import grad_mode, modes
 from ..errors import user_line
 from ..tensor import Tensor, clock, wrap
-from .engine import _FREED, _TWICE, Node, Part, Parts
+from .engine import _FREED, _TWICE, Node, Part, Parts, lines
 
 
 class Context:
@@ -155,9 +155,9 @@ class Function:
 def _record(function, ctx, edges, args, results):
     node = object.__new__(FunctionNode)
     node.edges, node.function, node.context = edges, function, ctx
-    node.out, node.line, node.time = None, None, clock.now
+    node.out, node.time = None, clock.now
     if modes.unusual and modes.local.anomaly:
-        node.line = user_line()
+        lines[node] = user_line()
     inputs = {id(a) for a in args if isinstance(a, Tensor)}
     differentiable = [
         isinstance(r, Tensor) and r.dtype.kind in "fc" and id(r) not in ctx._non_differentiable for r in results

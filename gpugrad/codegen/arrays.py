@@ -18,57 +18,65 @@ from .expr import Expr, topological
 class Program:
     """Expressions over named inputs, compiled for an array module on first use."""
 
-    __slots__ = ("_direct", "_in_place", "inputs", "outputs", "result_full")
+    __slots__ = ("_compiled", "full", "inputs", "outputs")
 
     def __init__(self, outputs: Sequence[Expr], inputs: Sequence[str], full: Sequence[str]):
         """``full`` names the inputs known to have the shape of the result (others may be broadcast)."""
         self.outputs, self.inputs = list(outputs), list(inputs)
-        self.result_full = frozenset(full)
-        self._direct: dict = {}
-        self._in_place: dict = {}
+        self.full = frozenset(full)
+        self._compiled: dict = {}
 
-    def direct(self, functions, reuse: bool = True):
+    def direct(self, functions, dtype=None, reuse: bool = True):
         """``f(*inputs)`` returning one array per output, in a list if there are several.
 
-        ``reuse`` lets dead temporaries be overwritten; NumPy's zero-dimensional results are scalars and cannot be.
+        ``reuse`` lets dead temporaries be overwritten; NumPy's zero-dimensional results are scalars
+        and cannot be. With a ``dtype`` constants become arrays of it, which NumPy takes faster than
+        Python numbers (0.45 against 0.76 us for a small product).
         """
-        key = (functions.name, reuse)
-        compiled = self._direct.get(key)
+        key = ("direct", functions.name, dtype, reuse)
+        compiled = self._compiled.get(key)
         if compiled is None:
-            full = self.result_full if reuse else ()
-            compiled = self._direct[key] = _compile(_direct_source(self.outputs, self.inputs, full), functions)
+            source, constants = _direct_source(self.outputs, self.inputs, self.full if reuse else ())
+            compiled = self._compiled[key] = _compile(source, functions, constants, dtype)
         return compiled
 
-    def block(self, functions, in_place: Sequence[str | None]):
-        """``(f, number of float scratch arrays, of bool scratch arrays)``; output k overwrites input ``in_place[k]``."""
-        key = (functions.name, tuple(in_place))
-        compiled = self._in_place.get(key)
+    def block(self, functions, in_place: Sequence[str | None], dtype=None):
+        """``(f, float scratch arrays, bool scratch arrays)``; output k overwrites ``in_place[k]``."""
+        key = ("block", functions.name, dtype, tuple(in_place))
+        compiled = self._compiled.get(key)
         if compiled is None:
-            source, floats, bools = _block_source(self.outputs, self.inputs, in_place)
-            compiled = self._in_place[key] = (_compile(source, functions), floats, bools)
+            source, constants, floats, bools = _block_source(self.outputs, self.inputs, in_place)
+            function = _compile(source, functions, constants, dtype)
+            compiled = self._compiled[key] = (function, floats, bools)
         return compiled
 
 
-def _compile(source: str, functions):
+def _compile(source: str, functions, constants: dict, dtype):
     namespace = dict(functions.table)
+    for name, value in constants.items():
+        namespace[name] = value if dtype is None else functions.xp.array(value, dtype)
     exec(compile(source, "<gpugrad array program>", "exec"), namespace)
     function = namespace["program"]
     function.source = source
     return function
 
 
+class _Names:
+    """The text of operands: inputs and temporaries by name, constants as ``c0``, ``c1`` ..."""
+
+    def __init__(self, order: Sequence[Expr]):
+        self.of = {id(e): e.args[0] for e in order if e.op == "input"}
+        self.constants: dict[str, object] = {}
+
+    def __call__(self, e: Expr) -> str:
+        if e.op == "const":
+            if id(e) not in self.of:
+                self.of[id(e)] = name = f"c{len(self.constants)}"
+                self.constants[name] = e.args[0]
+        return self.of[id(e)]
+
+
 BOOLEAN = {"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "isnan", "isinf", "isfinite"}
-
-
-def _operand(e: Expr, names: dict[int, str]) -> str:
-    if e.op == "const":
-        value = e.args[0]
-        if value != value:
-            return "nan"
-        if value in (float("inf"), float("-inf")):
-            return "inf" if value > 0 else "(-inf)"
-        return repr(value)
-    return names[id(e)]
 
 
 def _last_uses(order: list[Expr], outputs: Sequence[Expr]) -> dict[int, int]:
@@ -82,10 +90,10 @@ def _last_uses(order: list[Expr], outputs: Sequence[Expr]) -> dict[int, int]:
     return last
 
 
-def _direct_source(outputs, inputs, full) -> str:
+def _direct_source(outputs, inputs, full) -> tuple[str, dict]:
     order = topological(outputs)
     last = _last_uses(order, outputs)
-    names = {id(e): e.args[0] for e in order if e.op == "input"}
+    names = _Names(order)
     is_full = {id(e): e.op == "input" and e.args[0] in full for e in order}
     lines, owned = [], {}  # owned: temporaries of the program itself that may be overwritten
     for position, e in enumerate(order):
@@ -96,24 +104,23 @@ def _direct_source(outputs, inputs, full) -> str:
         target = None
         for a in e.args:
             if last.get(id(a)) == position and owned.get(id(a)) == boolean and is_full[id(a)]:
-                target = names[id(a)]
+                target = names(a)
                 break
-        arguments = ", ".join(_operand(a, names) for a in e.args)
+        arguments = [names(a) for a in e.args] + ([target] if target else [])
         name = target or f"t{position}"
-        out = f", {target}" if target else ""
-        lines.append(f"    {name} = {e.op}({arguments}{out})")
-        names[id(e)] = name
+        lines.append(f"    {name} = {e.op}({', '.join(arguments)})")
+        names.of[id(e)] = name
         owned[id(e)] = boolean
-    results = [_operand(e, names) for e in outputs]
+    results = [repr(e.args[0]) if e.op == "const" else names(e) for e in outputs]
     lines.append(f"    return {results[0] if len(results) == 1 else '[' + ', '.join(results) + ']'}")
-    return "\n".join([f"def program({', '.join(inputs)}):", *lines])
+    return "\n".join([f"def program({', '.join(inputs)}):", *lines]), names.constants
 
 
-def _block_source(outputs, inputs, in_place) -> tuple[str, int, int]:
+def _block_source(outputs, inputs, in_place) -> tuple[str, dict, int, int]:
     """Assign every value to an output or scratch register, reusing registers as values die."""
     order = topological(outputs)
     last = _last_uses(order, outputs)
-    names = {id(e): e.args[0] for e in order if e.op == "input"}
+    names = _Names(order)
     steps = [(p, e) for p, e in enumerate(order) if e.op not in ("input", "const")]
     home = _output_homes(outputs, order, last, in_place)
     free = {False: [], True: []}
@@ -122,10 +129,10 @@ def _block_source(outputs, inputs, in_place) -> tuple[str, int, int]:
     lines = []
     for position, e in steps:
         boolean = e.op in BOOLEAN
-        arguments = [_operand(a, names) for a in e.args]
-        freed = [a for a in dict.fromkeys(e.args) if last.get(id(a)) == position and id(a) in where]
-        for a in freed:  # an elementwise step may overwrite its own operand
-            free[a.op in BOOLEAN].append(where.pop(id(a)))
+        arguments = [names(a) for a in e.args]
+        for a in dict.fromkeys(e.args):  # an elementwise step may overwrite its own operand
+            if last.get(id(a)) == position and id(a) in where:
+                free[a.op in BOOLEAN].append(where.pop(id(a)))
         target = home.get(id(e))
         if target is None:
             if free[boolean]:
@@ -135,14 +142,14 @@ def _block_source(outputs, inputs, in_place) -> tuple[str, int, int]:
                 made[boolean] += 1
             where[id(e)] = target
         lines.append(f"    {e.op}({', '.join([*arguments, target])})")
-        names[id(e)] = target
+        names.of[id(e)] = target
     for k, e in enumerate(outputs):
-        if names.get(id(e)) != f"o{k}":
-            lines.append(f"    copyto(o{k}, {_operand(e, names)})")
+        if names(e) != f"o{k}" and names(e) != in_place[k]:
+            lines.append(f"    copyto(o{k}, {names(e)})")
     parameters = [*inputs, *[f"o{k}" for k in range(len(outputs))]]
     parameters += [f"s{i}" for i in range(made[False])] + [f"b{i}" for i in range(made[True])]
-    body = lines or ["    pass"]
-    return "\n".join([f"def program({', '.join(parameters)}):", *body]), made[False], made[True]
+    source = "\n".join([f"def program({', '.join(parameters)}):", *(lines or ["    pass"])])
+    return source, names.constants, made[False], made[True]
 
 
 def _output_homes(outputs, order, last, in_place) -> dict[int, str]:

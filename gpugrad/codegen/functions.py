@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .expr import PRIMITIVES
 
-_INF = float("inf")
-
 
 class Functions:
     """The names an array program may use: primitives bound to one array module."""
@@ -13,7 +11,7 @@ class Functions:
     def __init__(self, xp, special: dict):
         self.xp = xp
         self.name = xp.__name__
-        self.table = {"inf": _INF, "nan": float("nan"), "copyto": xp.copyto, "xp": xp}
+        self.table = {"copyto": xp.copyto}
         self._special = special
 
     def refresh(self) -> None:

@@ -69,6 +69,7 @@ class Op:
         if name in REGISTRY:
             raise ValueError(f"operation {name!r} is stated twice")
         self.name, self.eval, self.samples = name, eval, samples
+        self._save_plans: dict[tuple, tuple] = {}
         REGISTRY[name] = self
 
     def __call__(self, *args, **params):
@@ -87,6 +88,14 @@ class Op:
 
     def reads_output(self, needs: Sequence[bool]) -> bool:
         raise NotImplementedError
+
+    def save_plan(self, needs: tuple[bool, ...]) -> tuple[tuple[bool, ...], bool]:
+        """``reads`` of every argument and ``reads_output``, decided once per set of needs."""
+        plan = self._save_plans.get(needs)
+        if plan is None:
+            reads = tuple(self.reads(i, needs) for i in range(len(needs)))
+            plan = self._save_plans[needs] = (reads, self.reads_output(needs))
+        return plan
 
     def vjp(self, g, out, args, params, needs) -> Sequence:
         """Cotangents of the arguments for which ``needs`` is true (None for the others)."""
@@ -162,7 +171,7 @@ class Elementwise(Op):
         )
 
     def reads(self, position, needs):
-        return self.rule(tuple(needs)).reads[position]
+        return position in self.rule(tuple(needs)).read
 
     def reads_output(self, needs):
         return self.rule(tuple(needs)).reads_output
@@ -182,11 +191,10 @@ class Elementwise(Op):
 
     def vjp(self, g, out, args, params, needs):
         rule = self.rule(tuple(needs))
-        if _INTERPRETERS.get(g.__class__) is None and all(
-            a.__class__ not in _INTERPRETERS for a in (out, *args)
-        ):
-            return rule.run_arrays(g, out, args)
-        return rule.run_ops(g, out, args)
+        read = [args[i] for i in rule.read]
+        plain = all(v.__class__ not in _INTERPRETERS for v in (g, out, *read))
+        results = iter((rule.run_arrays if plain else rule.run_ops)(g, out, read))
+        return [next(results) if need else None for need in needs]
 
     def jvp(self, tangents, out, args, params):
         env = {"y": out, **{f"x{i}": a for i, a in enumerate(args)}}
@@ -202,51 +210,57 @@ class Elementwise(Op):
 
 
 class Rule:
-    """The derivative of an elementwise operation for one set of arguments that need it."""
+    """The derivative of an elementwise operation for one set of arguments that need it.
 
-    __slots__ = ("_all", "_constants", "_numpy", "needs", "op", "outputs", "program", "reads", "reads_output")
+    ``read`` are the arguments the derivative reads, in order: these, and ``y`` if ``reads_output``, are
+    what must be saved. Cotangents come back for the arguments that need one only.
+    """
+
+    __slots__ = ("_by_dtype", "_constants", "needs", "op", "outputs", "program", "read", "reads_output", "save")
 
     def __init__(self, op: Elementwise, needs: tuple[bool, ...]):
         self.op, self.needs = op, needs
         self.outputs = [d for d, need in zip(op.derivatives, needs, strict=True) if need]
         used = expr.inputs_of(self.outputs)
-        self.reads = tuple(name in used for name in op.names)
+        self.read = tuple(i for i, name in enumerate(op.names) if name in used)
         self.reads_output = "y" in used
-        full = ["g", "y", *(op.names if op.arity == 1 else [])]
-        self.program = Program(self.outputs, ["g", "y", *op.names], full)
+        # For the short paths of two arguments: 0 saves none, 1 the first, 2 the second, 3 both.
+        self.save = sum(1 << i for i in self.read)
+        names = ["g", *(["y"] if self.reads_output else []), *[op.names[i] for i in self.read]]
+        self.program = Program(self.outputs, names, ["g", "y", *(op.names if op.arity == 1 else [])])
         self._constants = any(e.op == "const" for e in self.outputs)
-        self._all = all(needs)
-        self._numpy = None
+        self._by_dtype: dict = {}
 
-    def run_small(self, g, out, args) -> Sequence:
-        """``run_arrays`` for small NumPy arrays with dimensions, without the questions."""
-        function = self._numpy
+    def run_small(self, dtype) -> Callable:
+        """``f(g, y?, read arguments...) -> cotangents`` for small NumPy arrays of a dtype, with dimensions."""
+        function = self._by_dtype.get(dtype)
         if function is None:
-            function = self._numpy = self.program.direct(functions_for(array_module(g)))
-        result = function(g, out, *args)
-        if len(self.outputs) == 1:
-            result = (result,)
-        if self._constants:
-            result = [_materialise(r, g) for r in result]
-        return result if self._all else self.spread(result)
+            compute = self.program.direct(functions_for(array_module(1.0)), dtype)
+            function = compute
+            if self._constants:
 
-    def run_arrays(self, g, out, args) -> list:
-        """Cotangents as fresh arrays (or ``g`` itself where the partial is 1), one per argument."""
-        results = run_program(self.program, (g, out, *args), array_module(g))
-        if len(self.outputs) == 1:
-            results = (results,)
-        return self.spread([_materialise(r, g) for r in results])
+                def function(g, *args):
+                    results = compute(g, *args)
+                    results = [results] if len(self.outputs) == 1 else results
+                    results = [_materialise(r, g) for r in results]
+                    return results[0] if len(results) == 1 else results
 
-    def run_ops(self, g, out, args) -> list:
-        """The same, in operations: used for double backward and other interpreters."""
-        env = {"g": g, "y": out, **dict(zip(self.op.names, args, strict=True))}
+            self._by_dtype[dtype] = function
+        return function
+
+    def run_arrays(self, g, out, read_args) -> list:
+        """Cotangents as arrays: fresh ones, or ``g`` itself where the partial is 1."""
+        args = (g, out, *read_args) if self.reads_output else (g, *read_args)
+        results = run_program(self.program, args, array_module(g))
+        results = [results] if len(self.outputs) == 1 else results
+        return [_materialise(r, g) for r in results]
+
+    def run_ops(self, g, out, read_args) -> list:
+        """The same in operations: for double backward and other interpreters."""
+        env = {"g": g, "y": out}
+        env.update((self.op.names[i], a) for i, a in zip(self.read, read_args, strict=True))
         results = expr.evaluate(self.outputs, env, _call_by_name)
-        return self.spread([g * 0.0 if isinstance(r, (int, float)) else r for r in results])
-
-    def spread(self, results) -> list:
-        """Results of the needed arguments at their positions, None elsewhere."""
-        remaining = iter(results)
-        return [next(remaining) if need else None for need in self.needs]
+        return [g * 0.0 if isinstance(r, (int, float)) else r for r in results]
 
 
 def _materialise(value, g):
@@ -268,7 +282,7 @@ def run_program(program: Program, args, xp):
             if result is not None:
                 return result
     reuse = any(getattr(a, "ndim", 0) for a in args)
-    results = program.direct(functions, reuse)(*args)
+    results = program.direct(functions, None, reuse)(*args)
     if reuse:
         return results
     if len(program.outputs) == 1:
@@ -291,7 +305,7 @@ def _run_blocked(program: Program, args, arrays, functions):
         return None
     if dtype.kind == "b":
         dtype = next((a.dtype for a in arrays if a.dtype.kind != "b"), dtype)
-    block, floats, bools = program.block(functions, [None] * len(program.outputs))
+    block, floats, bools = program.block(functions, [None] * len(program.outputs), dtype)
     booleans = functions.xp.dtype("bool")
     outputs = [
         backend.empty(arrays[0].shape, booleans if e.op in BOOLEAN else dtype) for e in program.outputs

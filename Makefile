@@ -1,0 +1,58 @@
+# make train   environment, install, LeNet trained on the embedded digits
+# make test    environment, install, tests          (ORACLE=1: installs torch and compares with it)
+# make lint    ruff and mypy
+# make bench   the speed table beside torch         (ARGS="--rows w1 w5 --quick")
+# make gpu     tests that need a CUDA device        (CUDA=12 or 13)
+# make clean   removes the environment and all caches
+#
+# Needs Python >= 3.11 and nothing else. PYTHON=... picks another interpreter, VENV=... another folder.
+
+VENV ?= .venv
+CUDA ?= 13
+ARGS ?=
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+
+# A forced OpenBLAS kernel can halve the speed of NumPy's matmul; no recipe may inherit it.
+unexport OPENBLAS_CORETYPE
+
+PY := $(VENV)/bin/python
+comma := ,
+
+.PHONY: train test lint bench gpu clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/.extra-train-jit
+	$(PY) -m gpugrad train $(ARGS)
+
+test: $(VENV)/.extra-dev $(if $(ORACLE),$(VENV)/.extra-oracle)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.extra-dev
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: $(VENV)/.extra-bench
+	$(PY) -m benchmarks $(ARGS)
+
+gpu: $(VENV)/.extra-dev-cuda$(CUDA)
+	$(PY) -m pytest -m gpu $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# .extra-train-jit stands for `pip install -e .[train,jit]` done with this pyproject.toml. The stamp is written last, so a
+# failed install leaves none and the next make tries again.
+$(VENV)/.extra-%: pyproject.toml setup.py $(VENV)/.created
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$(subst -,$(comma),$*)]"
+	@touch $@
+
+$(VENV)/.created:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "gpugrad needs Python >= 3.11; none found. Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "gpugrad needs Python >= 3.11; $(PYTHON) is $$($(PYTHON) --version)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+		echo "no virtual environment: on Debian and Ubuntu run 'apt install python3-venv', then make again" >&2; exit 1; }
+	@touch $@

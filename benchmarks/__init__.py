@@ -1,0 +1,1 @@
+"""Speed beside PyTorch: `python -m benchmarks` (see README.md in this folder)."""

@@ -1,0 +1,86 @@
+"""From samples to a line of the table: medians, spread, and when a ratio may be printed at all."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import asdict, dataclass
+
+WIDEST_SPREAD = 0.25  # of the median ratio; beyond it the machine was too noisy to say anything
+BUSY = 0.2  # cores used by other programs, from which times of several threads mean little
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of a set of numbers."""
+
+    median: float
+    low: float
+    high: float
+    smallest: float
+
+    @classmethod
+    def of(cls, numbers: list[float]) -> Spread:
+        low, median, high = statistics.quantiles(numbers, n=4, method="inclusive")
+        return cls(median, low, high, min(numbers))
+
+    def overlaps(self, other: Spread) -> bool:
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True)
+class Comparison:
+    ours: Spread
+    theirs: Spread
+    ratio: Spread  # of the medians, round by round
+    goal: float | None
+
+    @property
+    def distinct(self) -> bool:
+        """Whether the ratio is more than noise: quartiles lie apart, and the rounds agree."""
+        narrow = (self.ratio.high - self.ratio.low) <= WIDEST_SPREAD * self.ratio.median
+        return narrow and not self.ours.overlaps(self.theirs)
+
+    @property
+    def verdict(self) -> str:
+        """`met` or `missed` if three quarters of the rounds say so, else `unclear`."""
+        if self.goal is None:
+            return ""
+        if self.ratio.high <= self.goal:
+            return "met"
+        return "missed" if self.ratio.low > self.goal else "unclear"
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "ours": asdict(self.ours),
+            "theirs": asdict(self.theirs),
+            "ratio": asdict(self.ratio) if self.distinct else None,
+            "goal": self.goal,
+            "verdict": self.verdict,
+        }
+
+
+def compare(ours: list[list[float]], theirs: list[list[float]], goal: float | None) -> Comparison:
+    """Rounds of samples of both libraries, taken in turns, to one comparison."""
+    ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(ours, theirs)]
+    return Comparison(
+        Spread.of([x for one in ours for x in one]),
+        Spread.of([x for one in theirs for x in one]),
+        Spread.of(ratios),
+        goal,
+    )
+
+
+def disagreement(ours: dict, theirs: dict, tolerance: float = 1e-4) -> str | None:
+    """What differs between two libraries' losses and gradients beyond the tolerance, or None."""
+    for step, (a, b) in enumerate(zip(ours["losses"], theirs["losses"], strict=True), 1):
+        if not math.isclose(a, b, rel_tol=tolerance):
+            return f"loss of step {step}: {a:.7g}, torch {b:.7g}"
+    if len(ours["state"]) != len(theirs["state"]):
+        return f"{len(ours['state'])} gradients, torch {len(theirs['state'])}"
+    for index, ((norm, along), (norm_, along_)) in enumerate(zip(ours["state"], theirs["state"])):
+        if not math.isclose(norm, norm_, rel_tol=tolerance):
+            return f"gradient {index}: norm {norm:.7g}, torch {norm_:.7g}"
+        if abs(along - along_) > 10 * tolerance * norm_:  # a projection varies more than a norm
+            return f"gradient {index}: projection {along:.7g}, torch {along_:.7g}"
+    return None

@@ -1,0 +1,261 @@
+"""What optimizers share: parameter groups, per-parameter state, saving and loading."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import gpugrad as gg
+
+
+class Optimizer:
+    """Base class: holds ``param_groups`` and ``state``, in torch's format.
+
+    A subclass passes the defaults of its options to ``__init__`` and defines ``_update(group)``
+    (or overrides ``step``). Parameters whose ``.grad`` is None are left alone.
+    """
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        if isinstance(params, gg.Tensor):
+            raise TypeError(
+                "params argument given to the optimizer should be an iterable of Tensors or dicts, "
+                f"but got {type(params).__name__}; put it in a list"
+            )
+        self.defaults = defaults
+        self.state: defaultdict[gg.Tensor, dict[str, Any]] = defaultdict(dict)
+        self.param_groups: list[dict[str, Any]] = []
+        self._opt_called = False  # a scheduler stepped before the optimizer warns
+        groups = list(params)
+        if not groups:
+            raise ValueError("optimizer got an empty parameter list")
+        if not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        for group in groups:
+            self.add_param_group(group)
+
+    # -- stepping ----------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        ``closure`` recomputes the loss and its gradients first; the loss it returns is returned.
+        """
+        loss = None
+        if closure is not None:
+            with gg.enable_grad():
+                loss = closure()
+        self._opt_called = True
+        for group in self.param_groups:
+            self._update(group)
+        return loss
+
+    def _update(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError(f"{type(self).__name__} defines neither _update nor step")
+
+    def _batches(
+        self, group: dict[str, Any], initial: Mapping[str, float]
+    ) -> Iterator[tuple[int, list[list[gg.Tensor]]]]:
+        """The parameters that have a gradient, with their state, by the number of their steps.
+
+        Advances ``state["step"]``. Yields (step, [params, one list per name in ``initial``,
+        grads]); state tensors that do not exist yet are filled with the value in ``initial``.
+        Almost always all parameters have made the same number of steps: one batch.
+        """
+        batches: dict[int, list[list[gg.Tensor]]] = {}
+        for p in group["params"]:
+            grad = p.grad
+            if grad is None:
+                continue
+            state = self.state[p]
+            if len(state) <= len(initial):
+                self._start(p, state, initial)
+            count = state["step"].array
+            step = int(count.item()) + 1
+            count.fill(step)  # a fifth of the time of count += 1
+            batch = batches.get(step)
+            if batch is None:
+                batch = batches[step] = [[] for _ in range(len(initial) + 2)]
+            batch[0].append(p)
+            for i, name in enumerate(initial, 1):
+                batch[i].append(state[name])
+            batch[-1].append(grad)
+        return iter(batches.items())
+
+    def _start(self, p: gg.Tensor, state: dict[str, Any], initial: Mapping[str, float]) -> None:
+        """Add what is missing. The number of steps is a float32 tensor on the CPU, as in torch."""
+        if "step" not in state:
+            state["step"] = gg.tensor(0.0, dtype=gg.float32)
+        for name, value in initial.items():
+            if state.get(name) is None:
+                state[name] = gg.full_like(p.detach(), value)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients; ``set_to_none=False`` fills them with zeros in place instead."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if set_to_none:
+                    p.grad = None
+                elif p.grad is not None:
+                    if p.grad.requires_grad:
+                        p.grad = p.grad.detach()
+                    p.grad.zero_()
+
+    # -- parameter groups --------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group ``{"params": [...], option: value, ...}``; other options get their defaults.
+
+        Raises:
+            TypeError: not a dict, parameters in a set, or something that is not a tensor.
+            ValueError: a computed tensor, or a parameter that another group has.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        params = param_group["params"]
+        if isinstance(params, gg.Tensor):
+            params = [params]
+        elif isinstance(params, set):
+            raise TypeError(
+                "optimizer parameters need to be organized in ordered collections, but the "
+                "ordering of tensors in sets will change between runs. Please use a list instead."
+            )
+        params = list(params)
+        named = [p for p in params if isinstance(p, tuple)]
+        if named:
+            if len(named) != len(params):
+                raise ValueError(
+                    "all optimizer params should be with/without names. "
+                    "Some param names are missing"
+                )
+            param_group["param_names"] = [name for name, _ in named]
+            params = [p for _, p in named]
+        param_group["params"] = params
+        self._check_params(param_group)
+        for name, default in self.defaults.items():
+            param_group.setdefault(name, default)
+        self.param_groups.append(param_group)
+
+    def _check_params(self, param_group: dict[str, Any]) -> None:
+        params = param_group["params"]
+        for p in params:
+            if not isinstance(p, gg.Tensor):
+                raise TypeError(
+                    "optimizer can only optimize Tensors, but one of the params is "
+                    f"{type(p).__name__}"
+                )
+            if not p.is_leaf:
+                raise ValueError(
+                    f"can't optimize a non-leaf Tensor (shape {tuple(p.shape)}): it is computed "
+                    "from others; optimize those, or its .detach().requires_grad_()"
+                )
+        if len(params) != len(set(params)):
+            warnings.warn(
+                "optimizer contains a parameter group with duplicate parameters; "
+                "each is updated as often as it is listed",
+                stacklevel=4,
+            )
+        for group in self.param_groups:
+            if ("param_names" in param_group) != ("param_names" in group):
+                which = "with" if "param_names" in param_group else "without"
+                raise ValueError(
+                    "all optimizer param groups should be with/without names. "
+                    f"cannot add param group {which} names to the optimizer"
+                )
+        if not {p for g in self.param_groups for p in g["params"]}.isdisjoint(params):
+            raise ValueError("some parameters appear in more than one parameter group")
+
+    # -- saving and loading ------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """``{"state": {index: {...}}, "param_groups": [...]}`` with parameters as running indices.
+
+        State tensors are not copied.
+        """
+        index: dict[gg.Tensor, int] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                index.setdefault(p, len(index))
+        groups = [
+            {**group, "params": [index[p] for p in group["params"]]} for group in self.param_groups
+        ]
+        state = {index.get(p, p): value for p, value in self.state.items()}
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy in a state of ``state_dict()``; tensors take dtype and device of their parameter.
+
+        Raises:
+            ValueError: the groups differ in number or size.
+        """
+        saved_groups = copy.deepcopy(state_dict["param_groups"])
+        if len(self.param_groups) != len(saved_groups):
+            raise ValueError(
+                "loaded state dict has a different number of parameter groups: "
+                f"{len(saved_groups)}, the optimizer has {len(self.param_groups)}"
+            )
+        for i, (group, saved) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
+            if len(group["params"]) != len(saved["params"]):
+                raise ValueError(
+                    "loaded state dict contains a parameter group that doesn't match the size of "
+                    f"optimizer's group: group {i} has {len(saved['params'])} parameters, "
+                    f"expected {len(group['params'])}"
+                )
+        param_of = {
+            index: p
+            for group, saved in zip(self.param_groups, saved_groups, strict=True)
+            for index, p in zip(saved["params"], group["params"], strict=True)
+        }
+        state: defaultdict[gg.Tensor, dict[str, Any]] = defaultdict(dict)
+        for index, values in state_dict["state"].items():
+            p = param_of.get(index)
+            if p is None:
+                state[index] = copy.deepcopy(values)
+            else:
+                state[p] = {name: _loaded(p, name, value) for name, value in values.items()}
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+            saved["params"] = group["params"]
+            if "param_names" in group:
+                saved.setdefault("param_names", group["param_names"])
+            for name, default in self.defaults.items():  # options newer than the saved state
+                saved.setdefault(name, default)
+        self.state, self.param_groups = state, saved_groups
+
+    def __repr__(self) -> str:
+        lines = []
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}")
+            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
+        return "\n".join([f"{type(self).__name__} (", *lines, ")"])
+
+
+def _loaded(p: gg.Tensor, name: str, value: Any) -> Any:
+    """A saved value for the state of ``p``: a copy, tensors on its device and of its dtype."""
+    if name == "step":
+        return gg.tensor(float(value), dtype=gg.float32)
+    if not isinstance(value, gg.Tensor) and hasattr(value, "__array__"):
+        value = gg.as_tensor(value)
+    if isinstance(value, gg.Tensor):
+        floating = p.dtype.kind in "fc"
+        target = value.to(device=p.device, dtype=p.dtype if floating else value.dtype)
+        return target.detach().clone()
+    return copy.deepcopy(value)
+
+
+def check_at_least_zero(**options: float) -> None:
+    """Raise ValueError for options below zero; the keywords name them in torch's words."""
+    for name, value in options.items():
+        if isinstance(value, gg.Tensor):
+            raise TypeError(f"{name} must be a Python number, got a Tensor; pass {name}.item()")
+        if not value >= 0.0:
+            what = {"lr": "learning rate", "eps": "epsilon value"}.get(name, f"{name} value")
+            raise ValueError(f"Invalid {what}: {value}")
+
+
+def gradient(p, g, weight_decay, decay: bool, maximize: bool):
+    """The direction an update descends along, with L2 weight decay: a part of expressions."""
+    if maximize:
+        g = -g
+    return g + weight_decay * p if decay else g

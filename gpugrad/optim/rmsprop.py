@@ -1,0 +1,110 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import gpugrad as gg
+
+from .optimizer import Optimizer, check_at_least_zero, gradient
+
+
+@cache
+def rmsprop_update(centered: bool, momentum: bool, decay: bool, maximize: bool) -> Any:
+    """One step on lists of tensors; ``s`` averages squares, ``a`` gradients; ``b``: the buffer."""
+
+    def step(p, s, a, b, g, lr, weight_decay, alpha, eps, momentum_factor):
+        g = gradient(p, g, weight_decay, decay, maximize)
+        s = alpha * s + (1 - alpha) * g * g
+        variance = s
+        if centered:
+            a = a + (1 - alpha) * (g - a)
+            variance = s - a * a
+        g = g / (gg.sqrt(variance) + eps)
+        if momentum:
+            g = b = momentum_factor * b + g
+        return p - lr * g, s, a, b
+
+    @gg.foreach
+    def plain(p, s, g, *, lr, weight_decay, alpha, eps, factor):
+        p, s, _, _ = step(p, s, None, None, g, lr, weight_decay, alpha, eps, factor)
+        return p, s
+
+    @gg.foreach
+    def with_mean(p, s, a, g, *, lr, weight_decay, alpha, eps, factor):
+        p, s, a, _ = step(p, s, a, None, g, lr, weight_decay, alpha, eps, factor)
+        return p, s, a
+
+    @gg.foreach
+    def with_momentum(p, s, b, g, *, lr, weight_decay, alpha, eps, factor):
+        p, s, _, b = step(p, s, None, b, g, lr, weight_decay, alpha, eps, factor)
+        return p, s, b
+
+    @gg.foreach
+    def with_both(p, s, b, a, g, *, lr, weight_decay, alpha, eps, factor):
+        p, s, a, b = step(p, s, a, b, g, lr, weight_decay, alpha, eps, factor)
+        return p, s, b, a
+
+    return {
+        (False, False): plain,
+        (True, False): with_mean,
+        (False, True): with_momentum,
+        (True, True): with_both,
+    }[centered, momentum]
+
+
+class RMSprop(Optimizer):
+    """Gradient divided by the root of its running mean square (Hinton 2012; centered: Graves 2013).
+
+    State per parameter: ``step``, ``square_avg``, and ``momentum_buffer`` and ``grad_avg`` when
+    ``momentum`` or ``centered`` ask for them.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        check_at_least_zero(
+            lr=lr, eps=eps, momentum=momentum, weight_decay=weight_decay, alpha=alpha
+        )
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "alpha": alpha,
+                "eps": eps,
+                "centered": centered,
+                "weight_decay": weight_decay,
+                "maximize": maximize,
+            },
+        )
+
+    def _update(self, group: dict[str, Any]) -> None:
+        momentum, centered = group["momentum"], group["centered"]
+        weight_decay = group["weight_decay"]
+        initial = {"square_avg": 0.0}
+        if momentum > 0:
+            initial["momentum_buffer"] = 0.0
+        if centered:
+            initial["grad_avg"] = 0.0
+        update = rmsprop_update(centered, momentum > 0, weight_decay != 0, group["maximize"])
+        for _, lists in self._batches(group, initial):
+            update(
+                *lists,
+                lr=group["lr"],
+                weight_decay=weight_decay,
+                alpha=group["alpha"],
+                eps=group["eps"],
+                factor=momentum,
+            )
