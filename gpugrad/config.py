@@ -1,7 +1,9 @@
 """Process-wide settings and the per-thread modes of the engine.
 
-Everything that makes an operation "unusual" (gradients switched off, forward-mode tangents, a recorder,
-anomaly mode) counts itself in ``modes.unusual``. The short path of an operation looks at this one number
+Everything that makes an operation "unusual" (gradients switched off, forward-mode tangents, a
+recorder,
+anomaly mode) counts itself in ``modes.unusual``. The short path of an operation looks at this one
+number
 and nothing else; only when it is not zero does it ask which thread is in which mode.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from typing import Any
 
 
 class _ThreadModes(threading.local):
@@ -69,9 +72,9 @@ class _Settings:
     __slots__ = ("default_device", "default_dtype", "num_threads")
 
     def __init__(self):
-        self.default_dtype = None  # set by dtypes.py, which knows the names
-        self.default_device = None
-        self.num_threads = None  # None: as many as the machine lends this process
+        self.default_dtype: Any = None  # set by dtypes.py, which knows the names
+        self.default_device: Any = None
+        self.num_threads: int | None = None  # None: as many as the machine lends this process
 
 
 settings = _Settings()

@@ -42,7 +42,8 @@ def _infer_dtype(array, data):
 def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """A tensor with its own copy of the data (numbers, nested lists, arrays, tensors).
 
-    Python floats become the default dtype (float32), integers int64, booleans bool; arrays keep their dtype.
+    Python floats become the default dtype (float32), integers int64, booleans bool; arrays keep
+    their dtype.
     Raises ValueError for ragged lists and TypeError for data that is no number.
 
     >>> import gpugrad as gg
@@ -61,7 +62,9 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
     except ValueError as error:
         raise ValueError(f"expected a sequence of equal length at every level: {error}") from None
     if array.dtype.kind not in "biufc":
-        raise TypeError(f"cannot make a tensor of {type(data).__name__} with elements like {data!r:.60}")
+        raise TypeError(
+            f"cannot make a tensor of {type(data).__name__} with elements like {data!r:.60}"
+        )
     array = array.astype(dtype or _infer_dtype(array, data), copy=False)
     if array.size == 0 and dtype is None:
         array = array.astype(settings.default_dtype)
@@ -78,7 +81,9 @@ def _unwrap_nested(data):
 def as_tensor(data, dtype=None, device=None) -> Tensor:
     """A tensor over the data, sharing memory (and history) whenever dtype and device allow it."""
     if isinstance(data, Tensor):
-        if (dtype is None or data.dtype == dtype) and (device is None or data.device == as_device(device)):
+        if (dtype is None or data.dtype == dtype) and (
+            device is None or data.device == as_device(device)
+        ):
             return data
         return data.to(device=device, dtype=dtype)
     if backend_arrays.is_array(data):
@@ -103,7 +108,10 @@ def from_numpy(array) -> Tensor:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"expected np.ndarray (got {type(array).__name__})")
     if array.dtype.kind not in "biufc":
-        raise TypeError(f"can't convert np.ndarray of type {array.dtype}; supported are booleans, integers, floats, complex")
+        raise TypeError(
+            f"can't convert np.ndarray of type {array.dtype}; supported are booleans, integers, "
+            f"floats, complex"
+        )
     return wrap(array)
 
 
@@ -123,7 +131,9 @@ def _new(make, size, dtype, device, requires_grad) -> Tensor:
         return _finish(wrap(make(np, size, dtype or settings.default_dtype)), requires_grad)
     backend = backend_arrays.backend_for(d)
     with backend.on_device(d):
-        return _finish(wrap(make(backend.cupy(), size, dtype or settings.default_dtype)), requires_grad)
+        return _finish(
+            wrap(make(backend.cupy(), size, dtype or settings.default_dtype)), requires_grad
+        )
 
 
 def zeros(*size, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
@@ -145,32 +155,60 @@ def full(size, fill_value, *, dtype=None, device=None, requires_grad: bool = Fal
     """A tensor filled with one number; its dtype follows the number unless given."""
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
     dtype = dtype or dtypes.of_scalar(value)
-    return _new(lambda xp, s, d: xp.full(s, value, d), _shape((size,)) if not isinstance(size, int) else (size,), dtype, device, requires_grad)
+    return _new(
+        lambda xp, s, d: xp.full(s, value, d),
+        _shape((size,)) if not isinstance(size, int) else (size,),
+        dtype,
+        device,
+        requires_grad,
+    )
 
 
 def zeros_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """Zeros with the shape (and dtype and device, unless given) of another tensor."""
-    return zeros(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+    return zeros(
+        *input.shape,
+        dtype=dtype or input.dtype,
+        device=device or input.device,
+        requires_grad=requires_grad,
+    )
 
 
 def ones_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """Ones with the shape (and dtype and device, unless given) of another tensor."""
-    return ones(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+    return ones(
+        *input.shape,
+        dtype=dtype or input.dtype,
+        device=device or input.device,
+        requires_grad=requires_grad,
+    )
 
 
 def empty_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
-    """Uninitialised values with the shape (and dtype and device, unless given) of another tensor."""
-    return empty(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+    """Uninitialised values with the shape (and dtype and device, unless given) of another
+    tensor."""
+    return empty(
+        *input.shape,
+        dtype=dtype or input.dtype,
+        device=device or input.device,
+        requires_grad=requires_grad,
+    )
 
 
 def full_like(input, fill_value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """One number with the shape (and dtype and device, unless given) of another tensor."""
     return full(
-        tuple(input.shape), fill_value, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad
+        tuple(input.shape),
+        fill_value,
+        dtype=dtype or input.dtype,
+        device=device or input.device,
+        requires_grad=requires_grad,
     )
 
 
-def arange(start, end=None, step=1, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+def arange(
+    start, end=None, step=1, *, dtype=None, device=None, requires_grad: bool = False
+) -> Tensor:
     """Numbers from ``start`` (0 if only one bound is given) up to ``end``, without it."""
     start, end, step = (v.item() if isinstance(v, Tensor) else v for v in (start, end, step))
     if end is None:
@@ -178,24 +216,54 @@ def arange(start, end=None, step=1, *, dtype=None, device=None, requires_grad: b
     if step == 0:
         raise RuntimeError("step must be nonzero")
     if (end - start) * step < 0:
-        raise RuntimeError(f"upper bound and lower bound inconsistent with step sign: arange({start}, {end}, {step})")
+        raise RuntimeError(
+            f"upper bound and lower bound inconsistent with step sign: arange({start}, {end}, "
+            f"{step})"
+        )
     if dtype is None:
         integral = all(isinstance(v, int) for v in (start, end, step))
         dtype = dtypes.int64 if integral else settings.default_dtype
-    return _new(lambda xp, s, d: xp.arange(start, end, step).astype(d), None, dtype, device, requires_grad)
+    return _new(
+        lambda xp, s, d: xp.arange(start, end, step).astype(d), None, dtype, device, requires_grad
+    )
 
 
-def linspace(start, end, steps: int, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+def linspace(
+    start, end, steps: int, *, dtype=None, device=None, requires_grad: bool = False
+) -> Tensor:
     """``steps`` evenly spaced numbers from ``start`` to ``end``, both included."""
-    return _new(lambda xp, s, d: xp.linspace(start, end, steps).astype(d), None, dtype, device, requires_grad)
+    return _new(
+        lambda xp, s, d: xp.linspace(start, end, steps).astype(d),
+        None,
+        dtype,
+        device,
+        requires_grad,
+    )
 
 
-def logspace(start, end, steps: int, base: float = 10.0, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+def logspace(
+    start,
+    end,
+    steps: int,
+    base: float = 10.0,
+    *,
+    dtype=None,
+    device=None,
+    requires_grad: bool = False,
+) -> Tensor:
     """``base`` to the power of ``linspace(start, end, steps)``."""
-    return _new(lambda xp, s, d: xp.logspace(start, end, steps, base=base).astype(d), None, dtype, device, requires_grad)
+    return _new(
+        lambda xp, s, d: xp.logspace(start, end, steps, base=base).astype(d),
+        None,
+        dtype,
+        device,
+        requires_grad,
+    )
 
 
-def eye(n: int, m: int | None = None, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+def eye(
+    n: int, m: int | None = None, *, dtype=None, device=None, requires_grad: bool = False
+) -> Tensor:
     """The identity matrix, or ``n`` by ``m`` with ones on the diagonal."""
     return _new(lambda xp, s, d: xp.eye(n, m, dtype=d), None, dtype, device, requires_grad)
 
@@ -203,7 +271,7 @@ def eye(n: int, m: int | None = None, *, dtype=None, device=None, requires_grad:
 def meshgrid(*tensors, indexing: str = "ij") -> tuple[Tensor, ...]:
     """Coordinates of a grid, one tensor per axis."""
     if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
-        tensors = tensors[0]
+        tensors = tuple(tensors[0])
     xp = backend_arrays.array_module(tensors[0].array)
     return tuple(wrap(g) for g in xp.meshgrid(*[t.array for t in tensors], indexing=indexing))
 
@@ -217,18 +285,23 @@ def _random(draw, size, dtype, device, requires_grad, generator) -> Tensor:
     return _finish(on_device(array, device), requires_grad)
 
 
-def rand(*size, generator: Generator | None = None, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+def rand(
+    *size, generator: Generator | None = None, dtype=None, device=None, requires_grad: bool = False
+) -> Tensor:
     """Uniform random numbers in [0, 1)."""
     return _random(Generator.uniform, size, dtype, device, requires_grad, generator)
 
 
-def randn(*size, generator: Generator | None = None, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+def randn(
+    *size, generator: Generator | None = None, dtype=None, device=None, requires_grad: bool = False
+) -> Tensor:
     """Standard normal random numbers."""
     return _random(Generator.normal, size, dtype, device, requires_grad, generator)
 
 
 def randint(*args, generator: Generator | None = None, dtype=None, device=None) -> Tensor:
-    """Random integers: ``randint(high, size)`` from 0, or ``randint(low, high, size)``; ``high`` is excluded."""
+    """Random integers: ``randint(high, size)`` from 0, or ``randint(low, high, size)``; ``high`` is
+    excluded."""
     low, high, size = args if len(args) == 3 else (0, *args)
     dtype = np.dtype(dtype or dtypes.int64)
     array = (generator or default_generator).integers(int(low), int(high), _shape((size,)), dtype)
@@ -241,7 +314,9 @@ def randperm(n: int, *, generator: Generator | None = None, dtype=None, device=N
     return on_device(array.astype(dtype or dtypes.int64), device)
 
 
-def normal(mean=0.0, std=1.0, size=None, *, generator: Generator | None = None, dtype=None, device=None) -> Tensor:
+def normal(
+    mean=0.0, std=1.0, size=None, *, generator: Generator | None = None, dtype=None, device=None
+) -> Tensor:
     """Normal random numbers; the shape is ``size`` or that of ``mean`` and ``std``."""
     if size is None:
         size = np.broadcast_shapes(*[tuple(v.shape) for v in (mean, std) if isinstance(v, Tensor)])
@@ -250,12 +325,22 @@ def normal(mean=0.0, std=1.0, size=None, *, generator: Generator | None = None, 
 
 def rand_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """Uniform random numbers with the shape of another tensor."""
-    return rand(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+    return rand(
+        *input.shape,
+        dtype=dtype or input.dtype,
+        device=device or input.device,
+        requires_grad=requires_grad,
+    )
 
 
 def randn_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """Standard normal random numbers with the shape of another tensor."""
-    return randn(*input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+    return randn(
+        *input.shape,
+        dtype=dtype or input.dtype,
+        device=device or input.device,
+        requires_grad=requires_grad,
+    )
 
 
 def bernoulli(input, *, generator: Generator | None = None) -> Tensor:
@@ -264,11 +349,15 @@ def bernoulli(input, *, generator: Generator | None = None) -> Tensor:
     return (drawn < input.detach()).to(dtype=input.dtype)
 
 
-def multinomial(input, num_samples: int, replacement: bool = False, *, generator: Generator | None = None) -> Tensor:
+def multinomial(
+    input, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
+) -> Tensor:
     """Indices drawn with the given (unnormalised) probabilities along the last dimension."""
     weights = backend_arrays.to_numpy(input.array).astype(np.float64)
     if (weights < 0).any() or not np.isfinite(weights).all() or not (weights.sum(-1) > 0).all():
-        raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0, or sums to 0")
+        raise RuntimeError(
+            "probability tensor contains either `inf`, `nan` or element < 0, or sums to 0"
+        )
     g = generator or default_generator
     if replacement:
         edges = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
@@ -276,7 +365,9 @@ def multinomial(input, num_samples: int, replacement: bool = False, *, generator
         picked = (drawn[..., None] >= edges[..., None, :]).sum(-1)
     else:
         if num_samples > (weights > 0).sum(-1).min():
-            raise RuntimeError("cannot sample n_sample > prob_dist.size(-1) samples without replacement")
+            raise RuntimeError(
+                "cannot sample n_sample > prob_dist.size(-1) samples without replacement"
+            )
         with np.errstate(divide="ignore"):  # exponential races: the smallest arrival times win
             times = -np.log1p(-g.uniform(weights.shape, dtypes.float64)) / weights
         picked = np.argsort(times, axis=-1, kind="stable")[..., :num_samples]

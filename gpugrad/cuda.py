@@ -1,4 +1,5 @@
-"""CUDA devices: ``gpugrad.cuda``. Everything here works without CuPy, saying that there is no device."""
+"""CUDA devices: ``gpugrad.cuda``. Everything here works without CuPy, saying that there is no
+device."""
 
 from .backend.cupy import device_count, is_available, require, synchronize
 from .backend.device import device as _device
@@ -6,7 +7,7 @@ from .backend.device import device as _device
 
 def current_device() -> int:
     """Number of the current CUDA device. Raises DeviceError if there is none."""
-    return require(_device("cuda")).index
+    return require(_device("cuda")).index or 0
 
 
 def empty_cache() -> None:

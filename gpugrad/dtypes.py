@@ -29,7 +29,8 @@ def get_default_dtype() -> np.dtype:
 
 
 def set_default_dtype(d) -> None:
-    """Set the dtype of floating-point tensors made from Python numbers (float16, float32 or float64)."""
+    """Set the dtype of floating-point tensors made from Python numbers (float16, float32 or
+    float64)."""
     d = np.dtype(d)
     if d.kind != "f":
         raise TypeError(f"the default dtype must be floating point, got {d}")
@@ -91,10 +92,11 @@ def promote_types(a, b) -> np.dtype:
 def result_type_of(operands) -> np.dtype:
     """torch's ``result_type`` over ``(dtype, priority)`` pairs.
 
-    Priority 2 is a tensor with dimensions, 1 a zero-dimensional tensor, 0 a Python number. An operand of lower
+    Priority 2 is a tensor with dimensions, 1 a zero-dimensional tensor, 0 a Python number. An
+    operand of lower
     priority changes the result only if its category (bool < integer < float < complex) is higher.
     """
-    by_priority = [None, None, None]
+    by_priority: list = [None, None, None]
     for d, priority in operands:
         seen = by_priority[priority]
         by_priority[priority] = d if seen is None else promote_types(seen, d)

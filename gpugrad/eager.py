@@ -1,8 +1,12 @@
-"""How operations run on tensors: evaluate on arrays, wrap the result, and record it if a gradient may be asked for.
+"""How operations run on tensors: evaluate on arrays, wrap the result, and record it if a gradient
+may be asked for.
 
-``interpret`` and ``elementwise`` are the general way, complete for every operation, dtype and device. ``unary`` and
-``binary`` make the short path of one operation: float32 or float64 NumPy arrays of equal dtype, no unusual mode. A short
-path does the same as the general way with the questions answered beforehand; anything else it hands on.
+``interpret`` and ``elementwise`` are the general way, complete for every operation, dtype and
+device. ``unary`` and
+``binary`` make the short path of one operation: float32 or float64 NumPy arrays of equal dtype, no
+unusual mode. A short
+path does the same as the general way with the questions answered beforehand; anything else it hands
+on.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from .backend.numpy import xp as np
 from .codegen.expr import Expr
 from .codegen.functions import functions_for
 from .config import modes, settings
-from .dtypes import is_floating, of_scalar, result_type_of
+from .dtypes import of_scalar, result_type_of
 from .errors import user_line
 from .ops import core
 from .ops import shape as shape_ops
@@ -28,12 +32,14 @@ _new_tensor = Tensor.__new__
 _new_node = object.__new__
 _SCALARS = (bool, int, float, complex)
 
+
 def recording() -> bool:
     """Whether operations on tensors that require gradients are recorded in this thread."""
     return not modes.unusual or modes.local.grad
 
 
-# ------------------------------------------------------------------------------------------------ the general way
+# ------------------------------------------------------------------------------------------------
+# the general way
 
 
 def interpret(op: Op, args, params) -> Tensor:
@@ -88,7 +94,8 @@ register_tensor_type(Tensor)
 
 
 def elementwise(op: Elementwise, args) -> Tensor:
-    """Run an elementwise operation on tensors, arrays and Python numbers with torch's type promotion."""
+    """Run an elementwise operation on tensors, arrays and Python numbers with torch's type
+    promotion."""
     if any(isinstance(a, Expr) for a in args):  # inside foreach: build the expression
         return apply(op, args, {})
     args = [_operand(op, a) for a in args]
@@ -117,7 +124,8 @@ def _shape_error(name, values) -> RuntimeError | None:
         for d in range(1, min(len(a), len(b)) + 1):
             if a[-d] != b[-d] and 1 not in (a[-d], b[-d]):
                 return RuntimeError(
-                    f"The size of tensor a ({a[-d]}) must match the size of tensor b ({b[-d]}) at non-singleton "
+                    f"The size of tensor a ({a[-d]}) must match the size of tensor b ({b[-d]}) at "
+                    f"non-singleton "
                     f"dimension {max(len(a), len(b)) - d} ({name} of shapes {a} and {b})"
                 )
     return None
@@ -165,7 +173,8 @@ def _same_device(name, values) -> None:
         raise mixed_devices(name, [(tuple(a.shape), backend_arrays.device_of(a)) for a in arrays])
 
 
-# ------------------------------------------------------------------------------------------------ views
+# ------------------------------------------------------------------------------------------------
+# views
 
 
 def _note_view(op: Op, source, params, result: Tensor) -> None:
@@ -188,7 +197,8 @@ def replay_view(chain, x):
     return x
 
 
-# ------------------------------------------------------------------------------------------------ in-place writes
+# ------------------------------------------------------------------------------------------------
+# in-place writes
 
 
 def _put_view_transpose(g, base, value, *, chain):
@@ -216,7 +226,9 @@ def check_writable(x: Tensor) -> None:
         return
     base = x._view[0] if x._view else x
     if x._node is not None and x.is_leaf:
-        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+        raise RuntimeError(
+            "a leaf Variable that requires grad is being used in an in-place operation."
+        )
     if base is not x and base._node is not None and base.is_leaf:
         raise RuntimeError(
             "a view of a leaf Variable that requires grad is being used in an in-place operation."
@@ -224,17 +236,21 @@ def check_writable(x: Tensor) -> None:
 
 
 def write(x: Tensor, value: Tensor) -> Tensor:
-    """Make ``value`` (of x's shape or broadcast to it) the new content of ``x``, in memory and on the tape."""
+    """Make ``value`` (of x's shape or broadcast to it) the new content of ``x``, in memory and on
+    the tape."""
     check_writable(x)
     if not np.can_cast(value.dtype, x.dtype, "same_kind") and not (value.dtype.kind == "b"):
-        raise RuntimeError(f"result type {value.dtype} can't be cast to the desired output type {x.dtype}")
+        raise RuntimeError(
+            f"result type {value.dtype} can't be cast to the desired output type {x.dtype}"
+        )
     if value.shape != x.shape:
         value = _expanded(value, x)
     if value.dtype != x.dtype:
         value = shape_ops.cast(value, dtype=x.dtype)
     if not x.array.flags.writeable:
         raise RuntimeError(
-            "this tensor shares memory with a read-only or broadcast array, which cannot be written in place; "
+            "this tensor shares memory with a read-only or broadcast array, which cannot be "
+            "written in place; "
             "use tensor.clone() first"
         )
     source = value.array
@@ -249,7 +265,8 @@ def _expanded(value: Tensor, x: Tensor) -> Tensor:
         return shape_ops.broadcast_to(value, shape=x.shape)
     except ValueError:
         raise RuntimeError(
-            f"output with shape {list(x.shape)} doesn't match the broadcast shape {list(value.shape)}: an in-place "
+            f"output with shape {list(x.shape)} doesn't match the broadcast shape "
+            f"{list(value.shape)}: an in-place "
             "operation cannot enlarge its tensor"
         ) from None
 
@@ -290,15 +307,19 @@ def _renew(view: Tensor, base: Tensor) -> None:
     view._node = link._node
 
 
-# ------------------------------------------------------------------------------------------------ short paths
+# ------------------------------------------------------------------------------------------------
+# short paths
 
 
 def _compute_small(op: Elementwise, dtype):
-    """The function that computes an operation on small arrays of a dtype: NumPy's own, or a program."""
+    """The function that computes an operation on small arrays of a dtype: NumPy's own, or a
+    program."""
     functions = functions_for(np)
     if op.expression is None:
         return functions.table[op.name]
-    return core.Program([op.body], op.names, op.names if op.arity == 1 else ()).direct(functions, dtype)
+    return core.Program([op.body], op.names, op.names if op.arity == 1 else ()).direct(
+        functions, dtype
+    )
 
 
 def unary(op: Elementwise):
@@ -359,21 +380,24 @@ _scalar_arrays: dict = {}
 
 
 def _scalar_array(value, dtype):
-    """A number as a zero-dimensional array, remembered: NumPy takes it faster than a Python number."""
+    """A number as a zero-dimensional array, remembered: NumPy takes it faster than a Python
+    number."""
     key = (value, dtype is _float32)
     found = _scalar_arrays.get(key)
     # -0.0 == 0.0 and 1 == 1.0 == True share a key; only the sign of zero would change a result.
     if found is None or value == 0:
         found = np.array(value, dtype)
         if value != 0:
-            if len(_scalar_arrays) > 1000:  # numbers that change every step, such as a learning rate
+            # numbers that change every step, such as a learning rate
+            if len(_scalar_arrays) > 1000:
                 _scalar_arrays.clear()
             _scalar_arrays[key] = found
     return found
 
 
 def binary(op: Elementwise):
-    """The function of a two-argument elementwise operation; either argument may be a Python number."""
+    """The function of a two-argument elementwise operation; either argument may be a Python
+    number."""
     compute32 = compute64 = left_rule = right_rule = both_rule = None
 
     def prepare():

@@ -13,7 +13,6 @@ from .dtypes import float32
 from .tensor import bump_version
 
 
-
 class Update:
     """A compiled update; see ``foreach``."""
 
@@ -28,11 +27,16 @@ class Update:
         )
         outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
         if len(outputs) > len(self.tensors):
-            raise ValueError(f"{self.__name__} returns {len(outputs)} values for {len(self.tensors)} lists of tensors")
+            raise ValueError(
+                f"{self.__name__} returns {len(outputs)} values for {len(self.tensors)} lists of "
+                f"tensors"
+            )
         self.written = self.tensors[: len(outputs)]
         # A value that is another list's old value must be computed before that list is overwritten.
         self.outputs = [
-            expr.build("positive", o) if expr.as_expr(o).op == "input" and o is not variables[w] else expr.as_expr(o)
+            expr.build("positive", o)
+            if expr.as_expr(o).op == "input" and o is not variables[w]
+            else expr.as_expr(o)
             for o, w in zip(outputs, self.written, strict=True)
         ]
         self.program = Program(self.outputs, [*self.tensors, *self.scalars], ())
@@ -41,7 +45,9 @@ class Update:
         if len(lists) != len(self.tensors):
             raise TypeError(f"{self.__name__}() takes lists for {self.tensors}, got {len(lists)}")
         if scalars.keys() != set(self.scalars):
-            raise TypeError(f"{self.__name__}() takes the numbers {self.scalars}, got {sorted(scalars)}")
+            raise TypeError(
+                f"{self.__name__}() takes the numbers {self.scalars}, got {sorted(scalars)}"
+            )
         values = [scalars[name] for name in self.scalars]
         n = len(self.written)
         for tensors in zip(*lists, strict=True):
@@ -55,17 +61,30 @@ class Update:
         shape, dtype = first.shape, first.dtype
         for a in arrays:
             if a.shape != shape:
-                shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(self.tensors, tensors, strict=True))
-                raise RuntimeError(f"{self.__name__}(): tensors updated together must have the same shape, got {shapes}")
+                shapes = ", ".join(
+                    f"{name} {tuple(t.shape)}"
+                    for name, t in zip(self.tensors, tensors, strict=True)
+                )
+                raise RuntimeError(
+                    f"{self.__name__}(): tensors updated together must have the same shape, got "
+                    f"{shapes}"
+                )
         backend = backend_of(first)
-        if backend.name == "numpy" and dtype.itemsize >= 4 and all(a.flags.c_contiguous and a.dtype == dtype for a in arrays):
-            block, floats, bools = self.program.block(functions_for(array_module(first)), self.written, dtype)
+        if (
+            backend.name == "numpy"
+            and dtype.itemsize >= 4
+            and all(a.flags.c_contiguous and a.dtype == dtype for a in arrays)
+        ):
+            block, floats, bools = self.program.block(
+                functions_for(array_module(first)), self.written, dtype
+            )
             backend.launch(block, (*arrays, *values), arrays[:n], [dtype] * floats + [bool] * bools)
             return
         self._update_any(arrays, values, n)
 
     def _update_any(self, arrays, values, n) -> None:
-        """Any layout, dtype and device; half precision computes in float32 (an eps of 1e-8 would vanish in it)."""
+        """Any layout, dtype and device; half precision computes in float32 (an eps of 1e-8 would
+        vanish in it)."""
         xp = array_module(arrays[0])
         wide = [a.astype(float32) if a.dtype.itemsize < 4 else a for a in arrays]
         results = self.program.direct(functions_for(xp), reuse=False)(*wide, *values)
@@ -77,8 +96,10 @@ class Update:
 def foreach(function: Callable) -> Update:
     """Make an in-place update over lists of tensors from a scalar expression.
 
-    Positional parameters are tensors (called with lists of them), keyword-only parameters are numbers. The returned
-    values overwrite the first tensors. Nothing is recorded; versions are bumped. Large tensors are processed in pieces that
+    Positional parameters are tensors (called with lists of them), keyword-only parameters are
+    numbers. The returned
+    values overwrite the first tensors. Nothing is recorded; versions are bumped. Large tensors are
+    processed in pieces that
     stay in the cache, on several threads; half-precision tensors are computed in float32.
 
     >>> import gpugrad as gg
@@ -91,5 +112,3 @@ def foreach(function: Callable) -> Update:
     tensor([0.5, 1.5])
     """
     return Update(function)
-
-

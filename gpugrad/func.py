@@ -1,12 +1,15 @@
-"""Transformations of functions: ``grad``, ``value_and_grad``, ``vjp``, ``jvp``, ``jacrev``, ``jacfwd``, ``hessian``.
+"""Transformations of functions: ``grad``, ``value_and_grad``, ``vjp``, ``jvp``, ``jacrev``,
+``jacfwd``, ``hessian``.
 
-Arguments and results are tensors or nested tuples, lists and dicts of them. The transformations compose with each other
+Arguments and results are tensors or nested tuples, lists and dicts of them. The transformations
+compose with each other
 in any order and with the tape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from . import tree
 from .autograd.engine import Leaf, _count_users
@@ -20,13 +23,20 @@ from .ops.core import Op, apply, register_interpreter, zeros_like
 from .ops.shape import alias
 from .tensor import Tensor, share_memory, wrap
 
-# ------------------------------------------------------------------------------------------------ forward mode
+# ------------------------------------------------------------------------------------------------
+# forward mode
 
 
 class Dual(Tensor):
-    """A tensor with its tangent: the interpreter of forward mode. ``level`` tells nested transformations apart."""
+    """A tensor with its tangent: the interpreter of forward mode. ``level`` tells nested
+    transformations apart."""
 
     __slots__ = ("level", "primal", "tangent")
+
+    if TYPE_CHECKING:
+        level: int
+        primal: Tensor
+        tangent: Tensor
 
 
 def _dual(primal: Tensor, tangent: Tensor, level: int) -> Dual:
@@ -39,7 +49,8 @@ def _dual(primal: Tensor, tangent: Tensor, level: int) -> Dual:
 
 
 def _interpret(op: Op, args, params):
-    """Run an operation on duals: the operation on the primals, its jvp on the tangents of the innermost level."""
+    """Run an operation on duals: the operation on the primals, its jvp on the tangents of the
+    innermost level."""
     level = max(a.level for a in args if isinstance(a, Dual))
     mine = [isinstance(a, Dual) and a.level == level for a in args]
     primals = [a.primal if m else a for a, m in zip(args, mine, strict=True)]
@@ -47,7 +58,8 @@ def _interpret(op: Op, args, params):
     if out.dtype.kind not in "fc":
         return out
     tangents = [
-        a.tangent if m and op.differentiable(i) else None for i, (a, m) in enumerate(zip(args, mine, strict=True))
+        a.tangent if m and op.differentiable(i) else None
+        for i, (a, m) in enumerate(zip(args, mine, strict=True))
     ]
     if any(t is not None for t in tangents):
         t = op.jvp(tangents, out, primals, params)
@@ -69,21 +81,26 @@ register_interpreter(Dual, 2, _interpret)
 
 
 def _transpose_of_vjp(op: Op, tangents, out, primals, params):
-    """jvp of an operation that states only its vjp: the vjp is linear in the cotangent, and its transpose is the jvp."""
+    """jvp of an operation that states only its vjp: the vjp is linear in the cotangent, and its
+    transpose is the jvp."""
     needs = tuple(t is not None for t in tangents)
     tensors = [p if isinstance(p, Tensor) or not hasattr(p, "dtype") else wrap(p) for p in primals]
     with grad_mode(True):
         u = wrap(zeros_like(out)).requires_grad_()
         parts = op.vjp(u, out, tensors, params, needs)
         pairs = [(part, t) for part, t in zip(parts, tangents, strict=True) if t is not None]
-        (jvp,) = tape_grad([p for p, _ in pairs], u, [t for _, t in pairs], create_graph=modes.local.grad)
+        (jvp,) = tape_grad(
+            [p for p, _ in pairs], u, [t for _, t in pairs], create_graph=modes.local.grad
+        )
     return jvp
 
 
 def jvp(func: Callable, primals: tuple, tangents: tuple, *, has_aux: bool = False):
-    """Value and directional derivative: ``(func(*primals), J @ tangents)``, in one pass without a tape.
+    """Value and directional derivative: ``(func(*primals), J @ tangents)``, in one pass without a
+    tape.
 
-    Raises ValueError if primals and tangents differ in structure, RuntimeError if a pair differs in shape.
+    Raises ValueError if primals and tangents differ in structure, RuntimeError if a pair differs in
+    shape.
 
     >>> import gpugrad as gg
     >>> gg.func.jvp(gg.sin, (gg.tensor(0.0),), (gg.tensor(2.0),))
@@ -95,13 +112,18 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, has_aux: bool = Fals
         raise ValueError(f"jvp got {len(flat)} primal tensors but {len(flat_tangents)} tangents")
     for x, t in zip(flat, flat_tangents, strict=True):
         if tuple(x.shape) != tuple(t.shape):
-            raise RuntimeError(f"jvp: a tangent has shape {tuple(t.shape)} but its primal {tuple(x.shape)}")
+            raise RuntimeError(
+                f"jvp: a tangent has shape {tuple(t.shape)} but its primal {tuple(x.shape)}"
+            )
     local = modes.local
     with modes.open():
         local.forward += 1
         level = local.forward
         try:
-            duals = [_dual(x, to(t, dtype=x.dtype), level) for x, t in zip(flat, flat_tangents, strict=True)]
+            duals = [
+                _dual(x, to(t, dtype=x.dtype), level)
+                for x, t in zip(flat, flat_tangents, strict=True)
+            ]
             result = func(*unflatten(duals))
         finally:
             local.forward -= 1
@@ -109,13 +131,15 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, has_aux: bool = Fals
     outputs, rebuild = tree.flatten(result)
     values = [o.primal if isinstance(o, Dual) and o.level == level else o for o in outputs]
     derivatives = [
-        o.tangent if isinstance(o, Dual) and o.level == level else wrap(zeros_like(o)) for o in outputs
+        o.tangent if isinstance(o, Dual) and o.level == level else wrap(zeros_like(o))
+        for o in outputs
     ]
     pair = rebuild(values), rebuild(derivatives)
     return (*pair, aux) if has_aux else pair
 
 
-# ------------------------------------------------------------------------------------------------ reverse mode
+# ------------------------------------------------------------------------------------------------
+# reverse mode
 
 
 def _watch(x) -> Tensor:
@@ -141,13 +165,18 @@ def _unwatch(t):
 
 
 def _tracked_outside(outputs, variables) -> bool:
-    """Whether the outputs also depend on something else that requires a gradient, so that the result must be recorded."""
+    """Whether the outputs also depend on something else that requires a gradient, so that the
+    result must be recorded."""
     inner = {v._node for v in variables}
-    return any(isinstance(n, Leaf) and n not in inner for n in _count_users([o._node for o in outputs if o._node]))
+    return any(
+        isinstance(n, Leaf) and n not in inner
+        for n in _count_users([o._node for o in outputs if o._node])
+    )
 
 
 def _run(func, args, argnums):
-    """Call ``func`` with some arguments watched; returns the result and the flat variables with their structure."""
+    """Call ``func`` with some arguments watched; returns the result and the flat variables with
+    their structure."""
     selected = [args[i] for i in argnums]
     flat, unflatten = tree.flatten(selected)
     variables = [_watch(x) for x in flat]
@@ -173,9 +202,11 @@ def _gradients(outputs, variables, cotangents, *, retain=False):
 
 
 def value_and_grad(func: Callable, argnums: int | tuple = 0, *, has_aux: bool = False) -> Callable:
-    """A function that returns ``(func(*args), gradient)``; the result of ``func`` must be a scalar tensor.
+    """A function that returns ``(func(*args), gradient)``; the result of ``func`` must be a scalar
+    tensor.
 
-    ``argnums`` chooses the arguments to differentiate. With ``has_aux`` the function returns (scalar, anything).
+    ``argnums`` chooses the arguments to differentiate. With ``has_aux`` the function returns
+    (scalar, anything).
 
     >>> import gpugrad as gg
     >>> gg.func.value_and_grad(lambda x: (x * x).sum())(gg.tensor([1.0, 2.0]))
@@ -189,7 +220,10 @@ def value_and_grad(func: Callable, argnums: int | tuple = 0, *, has_aux: bool = 
         value, aux = result if has_aux else (result, None)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise RuntimeError(f"grad needs a function that returns a scalar tensor, got {got}; use jacrev, or reduce with .sum()")
+            raise RuntimeError(
+                f"grad needs a function that returns a scalar tensor, got {got}; use jacrev, or "
+                f"reduce with .sum()"
+            )
         seed = wrap(zeros_like(value)) + 1
         tracked = value._node is not None and _tracked_outside([value], variables)
         gradients = unflatten(_gradients([value], variables, [seed]))
@@ -217,14 +251,17 @@ def grad(func: Callable, argnums: int | tuple = 0, *, has_aux: bool = False) -> 
 
 
 def vjp(func: Callable, *primals, has_aux: bool = False):
-    """``(func(*primals), vjp_fn)``; ``vjp_fn(cotangents)`` gives one gradient per primal and may be called repeatedly."""
+    """``(func(*primals), vjp_fn)``; ``vjp_fn(cotangents)`` gives one gradient per primal and may be
+    called repeatedly."""
     result, variables, unflatten = _run(func, primals, tuple(range(len(primals))))
     result, aux = result if has_aux else (result, None)
     outputs, rebuild = tree.flatten(result)
     values = rebuild([_unwatch(o) if not _tracked_outside([o], variables) else o for o in outputs])
 
     def vjp_fn(*cotangents):
-        flat, _ = tree.flatten(cotangents[0] if len(cotangents) == 1 and len(outputs) == 1 else cotangents)
+        flat, _ = tree.flatten(
+            cotangents[0] if len(cotangents) == 1 and len(outputs) == 1 else cotangents
+        )
         if len(flat) != len(outputs):
             raise RuntimeError(f"vjp got {len(flat)} cotangents for {len(outputs)} outputs")
         return tuple(unflatten(_gradients(outputs, variables, flat, retain=True)))
@@ -232,7 +269,8 @@ def vjp(func: Callable, *primals, has_aux: bool = False):
     return (values, vjp_fn, aux) if has_aux else (values, vjp_fn)
 
 
-# ------------------------------------------------------------------------------------------------ Jacobians
+# ------------------------------------------------------------------------------------------------
+# Jacobians
 
 
 def _unit(like: Tensor, i: int) -> Tensor:
@@ -250,7 +288,10 @@ def jacrev(func: Callable, argnums: int = 0) -> Callable:
         if len(variables) != 1 or not isinstance(result, Tensor):
             raise RuntimeError("jacrev takes a function of one tensor (argnums) to one tensor")
         (x,) = variables
-        rows = [_gradients([result], [x], [_unit(result, i)], retain=True)[0] for i in range(result.numel())]
+        rows = [
+            _gradients([result], [x], [_unit(result, i)], retain=True)[0]
+            for i in range(result.numel())
+        ]
         if not rows:
             return wrap(zeros_like(result)).new_zeros(*result.shape, *x.shape)
         return reshape(stack(rows), *result.shape, *x.shape)
@@ -265,13 +306,13 @@ def jacfwd(func: Callable, argnums: int = 0) -> Callable:
         k = argnums % len(args)
         x = as_tensor(args[k])
         columns = []
-        shape = None
+        shape: tuple = ()
         for i in range(x.numel()):
             _, column = jvp(lambda v: func(*args[:k], v, *args[k + 1 :]), (x,), (_unit(x, i),))
             shape = tuple(column.shape)
             columns.append(reshape(column, -1, 1))
         if not columns:
-            return x.new_zeros(*func(*args).shape, *x.shape)
+            return x.new_zeros(*tuple(func(*args).shape), *x.shape)
         return reshape(cat(columns, 1), *shape, *x.shape)
 
     return transformed
@@ -292,7 +333,8 @@ def hessian(func: Callable, argnums: int = 0) -> Callable:
 
 
 def hvp(func: Callable, primals: tuple, tangents: tuple):
-    """``(value, H @ tangents)`` of a scalar function of one tensor, forward over reverse: twice the cost of a gradient."""
+    """``(value, H @ tangents)`` of a scalar function of one tensor, forward over reverse: twice the
+    cost of a gradient."""
     both = value_and_grad(lambda x: sum_all(func(x)))
     (value, _), (_, product) = jvp(both, tuple(primals), tuple(tangents))
     return value, product

@@ -1,16 +1,18 @@
-"""Functions of neural networks with torch's signatures: compositions of the table's operations, hence with all derivatives."""
+"""Functions of neural networks with torch's signatures: compositions of the table's operations,
+hence with all derivatives."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from . import creation, functions
+from .autograd.grad_mode import no_grad
 from .backend.arrays import array_module
 from .backend.numpy import xp as np
 from .eager import elementwise
-from .autograd.grad_mode import no_grad
-from .functions import log_softmax, relu, sigmoid, softmax, tanh
 from .functions import flatten as flatten
+from .functions import log_softmax, relu, sigmoid, softmax, tanh
 from .ops import elementwise as e
 from .ops import index as index_ops
 from .ops import nn as nn_ops
@@ -19,17 +21,22 @@ from .tensor import Tensor, wrap
 
 _pad_zeros = shape.pad
 
-# ------------------------------------------------------------------------------------------------ activations
+# ------------------------------------------------------------------------------------------------
+# activations
 
 silu = functions._public(e.silu, functions.unary)
 mish = functions._public(e.mish, functions.unary)
 relu6 = functions._public(e.relu6, functions.unary)
 logsigmoid = functions._public(e.log_sigmoid, functions.unary)
-_gelu, _gelu_tanh = functions._public(e.gelu, functions.unary), functions._public(e.gelu_tanh, functions.unary)
+_gelu, _gelu_tanh = (
+    functions._public(e.gelu, functions.unary),
+    functions._public(e.gelu_tanh, functions.unary),
+)
 
 
 def gelu(input, *, approximate: str = "none") -> Tensor:
-    """``x * Phi(x)`` with the normal distribution function, or its tanh approximation (``approximate="tanh"``).
+    """``x * Phi(x)`` with the normal distribution function, or its tanh approximation
+    (``approximate="tanh"``).
 
     Source: Hendrycks and Gimpel, 2016.
     """
@@ -71,7 +78,8 @@ def glu(input, dim: int = -1) -> Tensor:
     return a * sigmoid(b)
 
 
-# ------------------------------------------------------------------------------------------------ linear and embedding
+# ------------------------------------------------------------------------------------------------
+# linear and embedding
 
 
 def linear(input, weight, bias=None) -> Tensor:
@@ -89,14 +97,25 @@ def embedding(input, weight, padding_idx: int | None = None) -> Tensor:
     Raises IndexError if an index is outside the table.
     """
     if input.dtype.kind not in "iu":
-        raise RuntimeError(f"Expected tensor for argument 'indices' to have an integer dtype, but got {input.dtype}")
+        raise RuntimeError(
+            f"Expected tensor for argument 'indices' to have an integer dtype, but got "
+            f"{input.dtype}"
+        )
     indices = input.array
-    if isinstance(indices, np.ndarray) and indices.size and (indices.min() < 0 or indices.max() >= weight.shape[0]):
+    if (
+        isinstance(indices, np.ndarray)
+        and indices.size
+        and (indices.min() < 0 or indices.max() >= weight.shape[0])
+    ):
         bad = indices[(indices < 0) | (indices >= weight.shape[0])].flat[0]
-        raise IndexError(f"index {int(bad)} out of range in embedding: the table has {weight.shape[0]} rows")
+        raise IndexError(
+            f"index {int(bad)} out of range in embedding: the table has {weight.shape[0]} rows"
+        )
     if padding_idx is not None:
         padding_idx = padding_idx % weight.shape[0]
-        frozen = functions.unsqueeze(creation.arange(weight.shape[0], device=weight.device) == padding_idx, 1)
+        frozen = functions.unsqueeze(
+            creation.arange(weight.shape[0], device=weight.device) == padding_idx, 1
+        )
         weight = functions.where(frozen, weight.detach(), weight)
     return index_ops.take(weight, indices, pattern=(index_ops.HOLE,))
 
@@ -105,16 +124,27 @@ def one_hot(tensor, num_classes: int = -1) -> Tensor:
     """Zeros with a one at each index, in a new last dimension (int64)."""
     if num_classes == -1:
         num_classes = int(tensor.array.max()) + 1
-    if tensor.array.size and (int(tensor.array.min()) < 0 or int(tensor.array.max()) >= num_classes):
-        raise RuntimeError(f"Class values must be in [0, {num_classes - 1}], got {int(tensor.array.min())} to {int(tensor.array.max())}")
-    return (functions.unsqueeze(tensor, -1) == creation.arange(num_classes, device=tensor.device)).long()
+    if tensor.array.size and (
+        int(tensor.array.min()) < 0 or int(tensor.array.max()) >= num_classes
+    ):
+        raise RuntimeError(
+            f"Class values must be in [0, {num_classes - 1}], got {int(tensor.array.min())} to "
+            f"{int(tensor.array.max())}"
+        )
+    return (
+        functions.unsqueeze(tensor, -1) == creation.arange(num_classes, device=tensor.device)
+    ).long()
 
 
-# ------------------------------------------------------------------------------------------------ dropout
+# ------------------------------------------------------------------------------------------------
+# dropout
 
 
-def dropout(input, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator=None) -> Tensor:
-    """Zero each element with probability p and scale the others by 1/(1-p); the identity unless training."""
+def dropout(
+    input, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator=None
+) -> Tensor:
+    """Zero each element with probability p and scale the others by 1/(1-p); the identity unless
+    training."""
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if not training or p == 0.0:
@@ -127,31 +157,42 @@ def dropout(input, p: float = 0.5, training: bool = True, inplace: bool = False,
     return input.copy_(result) if inplace else result
 
 
-# ------------------------------------------------------------------------------------------------ convolution, pooling, padding
+# ------------------------------------------------------------------------------------------------
+# convolution, pooling, padding
 
 
 def _pair(value, n: int = 2) -> tuple[int, ...]:
-    return (int(value),) * n if isinstance(value, (int, np.integer)) else tuple(int(v) for v in value)
+    return (
+        (int(value),) * n if isinstance(value, (int, np.integer)) else tuple(int(v) for v in value)
+    )
 
 
 def _check_conv(input, weight, bias, groups, n: int) -> None:
     """Shapes of a convolution over ``n`` dimensions, with torch's messages."""
     if input.ndim not in (n + 1, n + 2):
         raise RuntimeError(
-            f"Expected {n + 1}D (unbatched) or {n + 2}D (batched) input to conv{n}d, but got input of size: {list(input.shape)}"
+            f"Expected {n + 1}D (unbatched) or {n + 2}D (batched) input to conv{n}d, but got "
+            f"input of size: {list(input.shape)}"
         )
     channels = input.shape[-n - 1]
     if weight.ndim != n + 2 or channels != weight.shape[1] * groups:
         raise RuntimeError(
-            f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(input.shape)} to have "
+            f"Given groups={groups}, weight of size {list(weight.shape)}, expected "
+            f"input{list(input.shape)} to have "
             f"{weight.shape[1] * groups} channels, but got {channels} channels instead"
         )
     if weight.shape[0] % groups:
-        raise RuntimeError(f"expected the {weight.shape[0]} output channels to be divisible by groups={groups}")
+        raise RuntimeError(
+            f"expected the {weight.shape[0]} output channels to be divisible by groups={groups}"
+        )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise RuntimeError(f"expected bias of shape ({weight.shape[0]},), but got {tuple(bias.shape)}")
+        raise RuntimeError(
+            f"expected bias of shape ({weight.shape[0]},), but got {tuple(bias.shape)}"
+        )
     if input.dtype != weight.dtype:
-        raise RuntimeError(f"Input type ({input.dtype}) and weight type ({weight.dtype}) should be the same")
+        raise RuntimeError(
+            f"Input type ({input.dtype}) and weight type ({weight.dtype}) should be the same"
+        )
 
 
 def _conv_padding(padding, kernel, stride, dilation):
@@ -168,19 +209,25 @@ def _conv_padding(padding, kernel, stride, dilation):
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
     """Cross-correlation of images (N, C, H, W) or (C, H, W) with filters (O, C/groups, kh, kw).
 
-    ``padding`` is a number, a pair, "valid" or "same". Raises RuntimeError if shapes or dtypes do not fit.
+    ``padding`` is a number, a pair, "valid" or "same". Raises RuntimeError if shapes or dtypes do
+    not fit.
     """
     _check_conv(input, weight, bias, groups, 2)
     stride, dilation = _pair(stride), _pair(dilation)
     padding = _conv_padding(padding, weight.shape[2:], stride, dilation)
     batched = input if input.ndim == 4 else functions.unsqueeze(input, 0)
-    for n, (before, after), k, d in zip(batched.shape[2:], padding, weight.shape[2:], dilation, strict=True):
+    for n, (before, after), k, d in zip(
+        batched.shape[2:], padding, weight.shape[2:], dilation, strict=True
+    ):
         if n + before + after < d * (k - 1) + 1:
             raise RuntimeError(
-                f"Calculated padded input size per channel: {tuple(batched.shape[2:])} with padding {padding}. Kernel size: "
+                f"Calculated padded input size per channel: {tuple(batched.shape[2:])} with "
+                f"padding {padding}. Kernel size: "
                 f"{tuple(weight.shape[2:])}. Kernel size can't be greater than actual input size"
             )
-    out = nn_ops.conv(batched, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    out = nn_ops.conv(
+        batched, weight, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
     if bias is not None:
         out = out + functions.reshape(bias, -1, 1, 1)
     return out if input.ndim == 4 else functions.squeeze(out, 0)
@@ -191,16 +238,28 @@ def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups: in
     _check_conv(input, weight, bias, groups, 1)
     pad = padding if isinstance(padding, str) else (0, _pair(padding, 1)[0])
     image, filters = functions.unsqueeze(input, -2), functions.unsqueeze(weight, -2)
-    out = conv2d(image, filters, bias, (1, *_pair(stride, 1)), pad, (1, *_pair(dilation, 1)), groups)
+    out = conv2d(
+        image, filters, bias, (1, *_pair(stride, 1)), pad, (1, *_pair(dilation, 1)), groups
+    )
     return functions.squeeze(out, -2)
 
 
-def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1) -> Tensor:
-    """The transpose of ``conv2d`` (its gradient to the input); filters are (C, O/groups, kh, kw)."""
-    stride, padding, dilation, extra = _pair(stride), _pair(padding), _pair(dilation), _pair(output_padding)
+def conv_transpose2d(
+    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1
+) -> Tensor:
+    """The transpose of ``conv2d`` (its gradient to the input); filters are (C, O/groups, kh,
+    kw)."""
+    stride, padding, dilation, extra = (
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+        _pair(output_padding),
+    )
     size = tuple(
         (n - 1) * s - 2 * p + d * (k - 1) + x + 1
-        for n, s, p, d, k, x in zip(input.shape[2:], stride, padding, dilation, weight.shape[2:], extra, strict=True)
+        for n, s, p, d, k, x in zip(
+            input.shape[2:], stride, padding, dilation, weight.shape[2:], extra, strict=True
+        )
     )
     out = nn_ops.conv_input(
         input,
@@ -215,9 +274,13 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
 
 
 def pad(input, pad, mode: str = "constant", value: float | None = None) -> Tensor:
-    """Pad the last dimensions, given as (left, right, top, bottom, ...); modes constant, reflect, replicate, circular."""
+    """Pad the last dimensions, given as (left, right, top, bottom, ...); modes constant, reflect,
+    replicate, circular."""
     if len(pad) % 2 or len(pad) // 2 > input.ndim:
-        raise RuntimeError(f"Padding length must be even and at most twice the dimensions, got {list(pad)} for {input.ndim}D")
+        raise RuntimeError(
+            f"Padding length must be even and at most twice the dimensions, got {list(pad)} for "
+            f"{input.ndim}D"
+        )
     pairs = [(int(pad[2 * i]), int(pad[2 * i + 1])) for i in range(len(pad) // 2)]
     if mode == "constant":
         widths = ((0, 0),) * (input.ndim - len(pairs)) + tuple(reversed(pairs))
@@ -226,15 +289,20 @@ def pad(input, pad, mode: str = "constant", value: float | None = None) -> Tenso
             ones = _pad_zeros(creation.ones_like(input), widths=widths)
             out = out + (1 - ones) * value
         return out
-    numpy_mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(mode)
+    numpy_mode: Any = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(mode)
     if numpy_mode is None:
         raise NotImplementedError(f"Unrecognised padding mode {mode}")
     for i, (before, after) in enumerate(pairs):
         axis = input.ndim - 1 - i
         limit = input.shape[axis] - (mode == "reflect")
         if mode != "replicate" and max(before, after) > limit:
-            raise RuntimeError(f"Padding size {max(before, after)} should be at most {limit} for mode {mode} and shape {tuple(input.shape)}")
-        positions = np.pad(np.arange(input.shape[axis]), (max(before, 0), max(after, 0)), numpy_mode)
+            raise RuntimeError(
+                f"Padding size {max(before, after)} should be at most {limit} for mode {mode} and "
+                f"shape {tuple(input.shape)}"
+            )
+        positions = np.pad(
+            np.arange(input.shape[axis]), (max(before, 0), max(after, 0)), numpy_mode
+        )
         positions = positions[max(-before, 0) : len(positions) - max(-after, 0)]
         input = functions.index_select(input, axis, wrap(positions))
     return input
@@ -246,9 +314,14 @@ def _pool_setup(input, kernel_size, stride, padding, dilation, ceil_mode, fill):
     stride = kernel if stride is None else _pair(stride)
     padding, dilation = _pair(padding), _pair(dilation)
     if input.ndim not in (3, 4):
-        raise RuntimeError(f"Expected 3D or 4D (batch mode) tensor for pooling, got shape {tuple(input.shape)}")
+        raise RuntimeError(
+            f"Expected 3D or 4D (batch mode) tensor for pooling, got shape {tuple(input.shape)}"
+        )
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        raise RuntimeError(f"pad should be at most half of effective kernel size, but got pad={padding}, kernel_size={kernel}")
+        raise RuntimeError(
+            f"pad should be at most half of effective kernel size, but got pad={padding}, "
+            f"kernel_size={kernel}"
+        )
     widths = []
     for n, k, s, p, d in zip(input.shape[-2:], kernel, stride, padding, dilation, strict=True):
         span = d * (k - 1) + 1
@@ -256,26 +329,41 @@ def _pool_setup(input, kernel_size, stride, padding, dilation, ceil_mode, fill):
         if ceil_mode and (n + 2 * p - span) % s and windows * s < n + p:
             windows += 1  # a last, partial window that starts inside the image or its left padding
         if windows <= 0:
-            raise RuntimeError(f"Given input size {tuple(input.shape)} and kernel {kernel}: calculated output size is too small")
+            raise RuntimeError(
+                f"Given input size {tuple(input.shape)} and kernel {kernel}: calculated output "
+                f"size is too small"
+            )
         widths.append((p, max((windows - 1) * s + span - n - p, 0)))
     if any(w != (0, 0) for w in widths):
         (top, bottom), (left, right) = widths
         if fill == 0.0:
             input = pad(input, (left, right, top, bottom))
         else:
-            inside = _pad_zeros(creation.ones_like(input), widths=((0, 0),) * (input.ndim - 2) + tuple(widths))
+            inside = _pad_zeros(
+                creation.ones_like(input), widths=((0, 0),) * (input.ndim - 2) + tuple(widths)
+            )
             input = functions.where(inside == 1, pad(input, (left, right, top, bottom)), fill)
     return input, {"kernel": kernel, "stride": stride, "dilation": dilation}, widths
 
 
-def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False) -> Tensor:
+def max_pool2d(
+    input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False
+) -> Tensor:
     """Largest value of each window; the gradient goes to the first maximum."""
-    padded, arguments, _ = _pool_setup(input, kernel_size, stride, padding, dilation, ceil_mode, -math.inf)
+    padded, arguments, _ = _pool_setup(
+        input, kernel_size, stride, padding, dilation, ceil_mode, -math.inf
+    )
     return nn_ops.max_pool(padded, **arguments)
 
 
 def avg_pool2d(
-    input, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True, divisor_override=None
+    input,
+    kernel_size,
+    stride=None,
+    padding=0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override=None,
 ) -> Tensor:
     """Mean of each window; padding counts as zeros unless ``count_include_pad`` is off."""
     padded, arguments, widths = _pool_setup(input, kernel_size, stride, padding, 1, ceil_mode, 0.0)
@@ -284,12 +372,18 @@ def avg_pool2d(
         return total / divisor_override
     kh, kw = arguments["kernel"]
     p = _pair(padding)
-    if all(w == (0, 0) for w in widths) or (count_include_pad and all(w[1] <= q for w, q in zip(widths, p, strict=True))):
+    if all(w == (0, 0) for w in widths) or (
+        count_include_pad and all(w[1] <= q for w, q in zip(widths, p, strict=True))
+    ):
         return total * (1.0 / (kh * kw))
     counted = creation.ones(*input.shape[-2:], dtype=input.dtype, device=input.device)
     inner = tuple((q, q) for q in p) if count_include_pad else ((0, 0), (0, 0))
     if count_include_pad:
-        counted = creation.ones(*(n + 2 * q for n, q in zip(input.shape[-2:], p, strict=True)), dtype=input.dtype, device=input.device)
+        counted = creation.ones(
+            *(n + 2 * q for n, q in zip(input.shape[-2:], p, strict=True)),
+            dtype=input.dtype,
+            device=input.device,
+        )
     rest = tuple((w[0] - i[0], w[1] - i[1]) for w, i in zip(widths, inner, strict=True))
     return total / nn_ops.sum_pool(_pad_zeros(counted, widths=rest), **arguments)
 
@@ -299,7 +393,9 @@ def adaptive_avg_pool2d(input, output_size) -> Tensor:
     sizes = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     sizes = tuple(n if s is None else s for s, n in zip(sizes, input.shape[-2:], strict=True))
     if all(n % s == 0 for s, n in zip(sizes, input.shape[-2:], strict=True)):
-        return avg_pool2d(input, tuple(n // s for s, n in zip(sizes, input.shape[-2:], strict=True)))
+        return avg_pool2d(
+            input, tuple(n // s for s, n in zip(sizes, input.shape[-2:], strict=True))
+        )
     rows = []
     for i in range(sizes[0]):
         top, bottom = _region(i, input.shape[-2], sizes[0])
@@ -316,7 +412,8 @@ def _region(i: int, n: int, parts: int) -> tuple[int, int]:
     return i * n // parts, -(-(i + 1) * n // parts)
 
 
-# ------------------------------------------------------------------------------------------------ normalisation
+# ------------------------------------------------------------------------------------------------
+# normalisation
 
 
 def _normalise(x, dims, eps):
@@ -325,7 +422,9 @@ def _normalise(x, dims, eps):
 
 
 def _last_dims(input, normalized_shape) -> tuple[int, ...]:
-    normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    normalized_shape = (
+        (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    )
     if tuple(input.shape[-len(normalized_shape) :]) != normalized_shape:
         raise RuntimeError(
             f"Given normalized_shape={list(normalized_shape)}, expected input with shape [*, "
@@ -335,14 +434,16 @@ def _last_dims(input, normalized_shape) -> tuple[int, ...]:
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps: float = 1e-05) -> Tensor:
-    """Zero mean and unit variance over the last dimensions, then scale and shift. Source: Ba et al., 2016."""
+    """Zero mean and unit variance over the last dimensions, then scale and shift. Source: Ba et
+    al., 2016."""
     out = _normalise(input, _last_dims(input, normalized_shape), eps)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
 
 
 def rms_norm(input, normalized_shape, weight=None, eps: float | None = None) -> Tensor:
-    """Unit root mean square over the last dimensions, then scale. Source: Zhang and Sennrich, 2019."""
+    """Unit root mean square over the last dimensions, then scale. Source: Zhang and Sennrich,
+    2019."""
     eps = float(np.finfo(input.dtype).eps) if eps is None else eps
     dims = _last_dims(input, normalized_shape)
     out = input * functions.rsqrt(functions.mean(functions.square(input), dims, True) + eps)
@@ -353,9 +454,14 @@ def group_norm(input, num_groups: int, weight=None, bias=None, eps: float = 1e-0
     """Zero mean and unit variance over groups of channels. Source: Wu and He, 2018."""
     n, c = input.shape[:2]
     if c % num_groups:
-        raise RuntimeError(f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(input.shape)} and num_groups={num_groups}")
+        raise RuntimeError(
+            f"Expected number of channels in input to be divisible by num_groups, but got input "
+            f"of shape {list(input.shape)} and num_groups={num_groups}"
+        )
     grouped = functions.reshape(input, n, num_groups, -1)
-    return _scale_channels(functions.reshape(_normalise(grouped, -1, eps), *input.shape), weight, bias)
+    return _scale_channels(
+        functions.reshape(_normalise(grouped, -1, eps), *input.shape), weight, bias
+    )
 
 
 def _scale_channels(x, weight, bias):
@@ -365,11 +471,20 @@ def _scale_channels(x, weight, bias):
 
 
 def batch_norm(
-    input, running_mean, running_var, weight=None, bias=None, training: bool = False, momentum: float = 0.1, eps: float = 1e-05
+    input,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-05,
 ) -> Tensor:
-    """Zero mean and unit variance per channel over the batch (training) or by the running statistics.
+    """Zero mean and unit variance per channel over the batch (training) or by the running
+    statistics.
 
-    In training the running statistics are updated in place, the variance with its unbiased estimate.
+    In training the running statistics are updated in place, the variance with its unbiased
+    estimate.
     Source: Ioffe and Szegedy, 2015.
     """
     shape_ = (1, -1) + (1,) * (input.ndim - 2)
@@ -380,7 +495,10 @@ def batch_norm(
     dims = (0, *range(2, input.ndim))
     n = input.numel() // input.shape[1] if input.shape[1] else 0
     if training and n == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(input.shape)}")
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size "
+            f"{list(input.shape)}"
+        )
     mean = functions.mean(input, dims, True)
     centred = input - mean
     variance = functions.mean(functions.square(centred), dims, True)
@@ -397,7 +515,8 @@ def normalize(input, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor
     return input / functions.clamp(functions.norm(input, p, dim, True), min=eps)
 
 
-# ------------------------------------------------------------------------------------------------ losses
+# ------------------------------------------------------------------------------------------------
+# losses
 
 
 def _reduce(loss, reduction: str) -> Tensor:
@@ -435,16 +554,20 @@ def smooth_l1_loss(input, target, reduction: str = "mean", beta: float = 1.0) ->
 
 
 def binary_cross_entropy(input, target, weight=None, reduction: str = "mean") -> Tensor:
-    """``-(t log p + (1-t) log(1-p))`` of probabilities; logarithms are limited to -100 from below, as torch's."""
+    """``-(t log p + (1-t) log(1-p))`` of probabilities; logarithms are limited to -100 from below,
+    as torch's."""
     _same_shape("binary_cross_entropy", input, target)
     loss = -(
         target * functions.clamp(functions.log(functions.clamp(input, min=1e-44)), min=-100.0)
-        + (1 - target) * functions.clamp(functions.log(functions.clamp(1 - input, min=1e-44)), min=-100.0)
+        + (1 - target)
+        * functions.clamp(functions.log(functions.clamp(1 - input, min=1e-44)), min=-100.0)
     )
     return _reduce(loss if weight is None else loss * weight, reduction)
 
 
-def binary_cross_entropy_with_logits(input, target, weight=None, reduction: str = "mean", pos_weight=None) -> Tensor:
+def binary_cross_entropy_with_logits(
+    input, target, weight=None, reduction: str = "mean", pos_weight=None
+) -> Tensor:
     """``binary_cross_entropy(sigmoid(input), target)`` without overflow."""
     _same_shape("binary_cross_entropy_with_logits", input, target)
     if pos_weight is None:
@@ -456,11 +579,15 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction: str 
 
 def _same_shape(name, input, target) -> None:
     if tuple(input.shape) != tuple(target.shape):
-        raise ValueError(f"{name}: target size ({tuple(target.shape)}) must be the same as input size ({tuple(input.shape)})")
+        raise ValueError(
+            f"{name}: target size ({tuple(target.shape)}) must be the same as input size "
+            f"({tuple(input.shape)})"
+        )
 
 
 def kl_div(input, target, reduction: str = "mean", log_target: bool = False) -> Tensor:
-    """``target * (log target - input)`` with log-probabilities as input; "batchmean" divides the sum by the batch."""
+    """``target * (log target - input)`` with log-probabilities as input; "batchmean" divides the
+    sum by the batch."""
     if log_target:
         loss = functions.exp(target) * (target - input)
     else:
@@ -483,20 +610,35 @@ def _check_targets(input, target, ignore_index) -> None:
     if values.min() < 0 or values.max() >= classes:
         bad = values[((values < 0) | (values >= classes)) & (values != ignore_index)]
         if bad.size:
-            raise IndexError(f"Target {int(bad.flat[0])} is out of bounds: there are {classes} classes (0 to {classes - 1})")
+            raise IndexError(
+                f"Target {int(bad.flat[0])} is out of bounds: there are {classes} classes (0 to "
+                f"{classes - 1})"
+            )
 
 
-def nll_loss(input, target, weight=None, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+def nll_loss(
+    input, target, weight=None, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
     """Negative log-likelihood of class indices given log-probabilities (N, C, ...) or (C).
 
     Raises IndexError naming the class if a target is out of range.
     """
     if input.ndim == 1:
         return functions.reshape(
-            nll_loss(functions.unsqueeze(input, 0), functions.unsqueeze(target, 0), weight, ignore_index, reduction), ()
+            nll_loss(
+                functions.unsqueeze(input, 0),
+                functions.unsqueeze(target, 0),
+                weight,
+                ignore_index,
+                reduction,
+            ),
+            (),
         )
     if tuple(target.shape) != (input.shape[0], *input.shape[2:]):
-        raise ValueError(f"Expected target of shape {(input.shape[0], *input.shape[2:])} for input {tuple(input.shape)}, got {tuple(target.shape)}")
+        raise ValueError(
+            f"Expected target of shape {(input.shape[0], *input.shape[2:])} for input "
+            f"{tuple(input.shape)}, got {tuple(target.shape)}"
+        )
     _check_targets(input, target, ignore_index)
     values = target.array
     xp = array_module(values)
@@ -511,13 +653,23 @@ def nll_loss(input, target, weight=None, ignore_index: int = -100, reduction: st
     if weight is not None:
         factor = factor * weight[wrap(indices[:, 0])]
     loss = -picked * factor
-    return functions.sum(loss) / functions.sum(factor) if reduction == "mean" else _reduce(loss, reduction)
+    return (
+        functions.sum(loss) / functions.sum(factor)
+        if reduction == "mean"
+        else _reduce(loss, reduction)
+    )
 
 
 def cross_entropy(
-    input, target, weight=None, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0
+    input,
+    target,
+    weight=None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Softmax and negative log-likelihood in one: of class indices, or of probabilities (floating-point target).
+    """Softmax and negative log-likelihood in one: of class indices, or of probabilities
+    (floating-point target).
 
     Raises IndexError naming the class if a target is out of range, ValueError if shapes do not fit.
     """
@@ -566,18 +718,29 @@ def _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis)
     return _reduce(loss, reduction)
 
 
-# ------------------------------------------------------------------------------------------------ attention
+# ------------------------------------------------------------------------------------------------
+# attention
 
 
 def scaled_dot_product_attention(
-    query, key, value, attn_mask=None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
-    """``softmax(query @ key.T * scale + mask) @ value`` over the last two dimensions. Source: Vaswani et al., 2017."""
+    """``softmax(query @ key.T * scale + mask) @ value`` over the last two dimensions. Source:
+    Vaswani et al., 2017."""
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = functions.matmul(query * scale, functions.transpose(key, -2, -1))
     if is_causal:
         if attn_mask is not None:
-            raise RuntimeError("scaled_dot_product_attention: explicit attn_mask should not be set when is_causal=True")
+            raise RuntimeError(
+                "scaled_dot_product_attention: explicit attn_mask should not be set when "
+                "is_causal=True"
+            )
         rows, columns = scores.shape[-2:]
         attn_mask = functions.tril(creation.ones(rows, columns, device=query.device)) == 1
     if attn_mask is not None:
@@ -592,14 +755,21 @@ def scaled_dot_product_attention(
 def cosine_similarity(x1, x2, dim: int = 1, eps: float = 1e-08) -> Tensor:
     """Cosine of the angle between vectors along a dimension."""
     dot = functions.sum(x1 * x2, dim)
-    lengths = functions.clamp(functions.norm(x1, 2, dim), min=eps) * functions.clamp(functions.norm(x2, 2, dim), min=eps)
+    lengths = functions.clamp(functions.norm(x1, 2, dim), min=eps) * functions.clamp(
+        functions.norm(x2, 2, dim), min=eps
+    )
     return dot / lengths
 
 
 __all__ = [
-    "adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "binary_cross_entropy", "binary_cross_entropy_with_logits", "conv1d",
-    "conv2d", "conv_transpose2d", "cosine_similarity", "cross_entropy", "dropout", "elu", "embedding", "flatten", "gelu", "glu",
-    "group_norm", "hardtanh", "huber_loss", "kl_div", "l1_loss", "layer_norm", "leaky_relu", "linear", "log_softmax",
-    "logsigmoid", "max_pool2d", "mish", "mse_loss", "nll_loss", "normalize", "one_hot", "pad", "relu", "relu6", "rms_norm",
-    "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "tanh",
+    "adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "binary_cross_entropy",
+    "binary_cross_entropy_with_logits", "conv1d",
+    "conv2d", "conv_transpose2d", "cosine_similarity", "cross_entropy", "dropout", "elu",
+    "embedding", "flatten", "gelu", "glu",
+    "group_norm", "hardtanh", "huber_loss", "kl_div", "l1_loss", "layer_norm", "leaky_relu",
+    "linear", "log_softmax",
+    "logsigmoid", "max_pool2d", "mish", "mse_loss", "nll_loss", "normalize", "one_hot", "pad",
+    "relu", "relu6", "rms_norm",
+    "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax",
+    "softplus", "tanh",
 ]  # fmt: skip

@@ -1,9 +1,11 @@
-"""torch's functions of tensors, with torch's signatures, over the table of operations; and the methods made of them."""
+"""torch's functions of tensors, with torch's signatures, over the table of operations; and the
+methods made of them."""
 
 from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
+from typing import Any
 
 from . import creation, dtypes
 from .autograd.engine import _post_hooks, _retained
@@ -14,7 +16,16 @@ from .backend import arrays as backend_arrays
 from .backend.device import CPU, as_device
 from .backend.device import device as device_class
 from .backend.numpy import xp as np
-from .eager import _same_device, binary, bump_version, check_writable, elementwise, recording, unary, write
+from .eager import (
+    _same_device,
+    binary,
+    bump_version,
+    check_writable,
+    elementwise,
+    recording,
+    unary,
+    write,
+)
 from .ops import elementwise as e
 from .ops import index as index_ops
 from .ops import linalg, reduce, shape
@@ -24,7 +35,9 @@ from .tensor import Tensor, wrap
 _INT = (int, np.integer)
 
 
-# ------------------------------------------------------------------------------------------------ elementwise
+# ------------------------------------------------------------------------------------------------
+# elementwise
+
 
 def _public(op, make):
     """The public function of an elementwise row: its short path under its own name."""
@@ -37,7 +50,9 @@ def _public(op, make):
 
 exp, exp2, expm1 = _public(e.exp, unary), _public(e.exp2, unary), _public(e.expm1, unary)
 log, log2, log10, log1p = (_public(op, unary) for op in (e.log, e.log2, e.log10, e.log1p))
-sqrt, rsqrt, square, reciprocal = (_public(op, unary) for op in (e.sqrt, e.rsqrt, e.square, e.reciprocal))
+sqrt, rsqrt, square, reciprocal = (
+    _public(op, unary) for op in (e.sqrt, e.rsqrt, e.square, e.reciprocal)
+)
 sin, cos, tan = _public(e.sin, unary), _public(e.cos, unary), _public(e.tan, unary)
 asin, acos, atan = _public(e.asin, unary), _public(e.acos, unary), _public(e.atan, unary)
 sinh, cosh, tanh = _public(e.sinh, unary), _public(e.cosh, unary), _public(e.tanh, unary)
@@ -46,13 +61,23 @@ neg, abs, sign = _public(e.neg, unary), _public(e.abs, unary), _public(e.sign, u
 floor, ceil, trunc = _public(e.floor, unary), _public(e.ceil, unary), _public(e.trunc, unary)
 erf, sigmoid, relu = _public(e.erf, unary), _public(e.sigmoid, unary), _public(e.relu, unary)
 positive = _public(e.positive, unary)
-isnan, isinf, isfinite = _public(e.isnan, unary), _public(e.isinf, unary), _public(e.isfinite, unary)
+isnan, isinf, isfinite = (
+    _public(e.isnan, unary),
+    _public(e.isinf, unary),
+    _public(e.isfinite, unary),
+)
 logical_not = _public(e.logical_not, unary)
 mul, true_divide = _public(e.mul, binary), _public(e.div, binary)
 _add, _sub = _public(e.add, binary), _public(e.sub, binary)
 maximum, minimum = _public(e.maximum, binary), _public(e.minimum, binary)
-remainder, fmod, floor_divide = (_public(op, binary) for op in (e.remainder, e.fmod, e.floor_divide))
-atan2, hypot, logaddexp = _public(e.atan2, binary), _public(e.hypot, binary), _public(e.logaddexp, binary)
+remainder, fmod, floor_divide = (
+    _public(op, binary) for op in (e.remainder, e.fmod, e.floor_divide)
+)
+atan2, hypot, logaddexp = (
+    _public(e.atan2, binary),
+    _public(e.hypot, binary),
+    _public(e.logaddexp, binary),
+)
 lt, le, gt, ge, eq, ne = (_public(op, binary) for op in (e.lt, e.le, e.gt, e.ge, e.eq, e.ne))
 logical_and, logical_or, logical_xor = (
     _public(op, binary) for op in (e.logical_and, e.logical_or, e.logical_xor)
@@ -69,12 +94,18 @@ def add(input, other, *, alpha=1) -> Tensor:
     >>> gg.add(gg.tensor([1.0]), gg.tensor([2.0]), alpha=10)
     tensor([21.])
     """
-    return _add(input, other if alpha == 1 else mul(other, alpha) if isinstance(other, Tensor) else other * alpha)
+    return _add(
+        input,
+        other if alpha == 1 else mul(other, alpha) if isinstance(other, Tensor) else other * alpha,
+    )
 
 
 def sub(input, other, *, alpha=1) -> Tensor:
     """``input - alpha * other``, with broadcasting."""
-    return _sub(input, other if alpha == 1 else mul(other, alpha) if isinstance(other, Tensor) else other * alpha)
+    return _sub(
+        input,
+        other if alpha == 1 else mul(other, alpha) if isinstance(other, Tensor) else other * alpha,
+    )
 
 
 subtract = sub
@@ -90,7 +121,10 @@ def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
         quotient = trunc(true_divide(input, other))
         kinds = [getattr(v, "dtype", None) or dtypes.of_scalar(v) for v in (input, other)]
         return quotient.to(dtype=dtypes.promote_types(*kinds))
-    raise RuntimeError(f"div expected rounding_mode to be one of None, 'trunc', or 'floor' but found '{rounding_mode}'")
+    raise RuntimeError(
+        f"div expected rounding_mode to be one of None, 'trunc', or 'floor' but found "
+        f"'{rounding_mode}'"
+    )
 
 
 divide = div
@@ -120,12 +154,16 @@ def pow(input, exponent) -> Tensor:
 
 
 def where(condition, input=None, other=None):
-    """``input`` where the condition holds, else ``other``; with one argument, the indices of its nonzero elements."""
+    """``input`` where the condition holds, else ``other``; with one argument, the indices of its
+    nonzero elements."""
     if input is None and other is None:
         return nonzero(condition, as_tuple=True)
     condition = condition if isinstance(condition, Tensor) else creation.as_tensor(condition)
     if condition.dtype != dtypes.bool_:
-        raise RuntimeError(f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype}")
+        raise RuntimeError(
+            f"where expected condition to be a boolean tensor, but got a tensor with dtype "
+            f"{condition.dtype}"
+        )
     return elementwise(e.where, (condition, input, other))
 
 
@@ -164,12 +202,20 @@ def addcdiv(input, tensor1, tensor2, *, value=1) -> Tensor:
     return input + (tensor1 / tensor2 if value == 1 else tensor1 / tensor2 * value)
 
 
-def isclose(input, other, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Tensor:
+def isclose(
+    input, other, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
+) -> Tensor:
     """Elementwise ``|input - other| <= atol + rtol * |other|``."""
-    return wrap(backend_arrays.array_module(input.array).isclose(input.array, other.array, rtol, atol, equal_nan))
+    return wrap(
+        backend_arrays.array_module(input.array).isclose(
+            input.array, other.array, rtol, atol, equal_nan
+        )
+    )
 
 
-def allclose(input, other, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
+def allclose(
+    input, other, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
+) -> bool:
     """Whether all elements are close (see ``isclose``)."""
     return bool(isclose(input, other, rtol, atol, equal_nan).array.all())
 
@@ -187,13 +233,23 @@ def nan_to_num(input, nan: float = 0.0, posinf=None, neginf=None) -> Tensor:
     return where(x == -float("inf"), float(limits.min) if neginf is None else neginf, x)
 
 
-# ------------------------------------------------------------------------------------------------ dtype and device
+# ------------------------------------------------------------------------------------------------
+# dtype and device
 
 
-def to(input, *args, device=None, dtype=None, non_blocking: bool = False, copy: bool = False) -> Tensor:
-    """Move to a device and/or convert to a dtype: ``x.to("cuda")``, ``x.to(gg.float64)``, ``x.to(other)``.
+def to(
+    input,
+    *args,
+    device: Any = None,
+    dtype: Any = None,
+    non_blocking: bool = False,
+    copy: bool = False,
+) -> Tensor:
+    """Move to a device and/or convert to a dtype: ``x.to("cuda")``, ``x.to(gg.float64)``,
+    ``x.to(other)``.
 
-    Returns the tensor itself if nothing changes (unless ``copy``). Gradients flow back through the move.
+    Returns the tensor itself if nothing changes (unless ``copy``). Gradients flow back through the
+    move. ``non_blocking`` is a hint, as in torch; copies to a GPU wait so far.
     """
     for a in args:
         if isinstance(a, Tensor):
@@ -201,7 +257,7 @@ def to(input, *args, device=None, dtype=None, non_blocking: bool = False, copy: 
         elif isinstance(a, (str, device_class)) and _names_device(a):
             device = as_device(a)
         elif isinstance(a, bool):
-            non_blocking = a
+            continue  # torch's positional non_blocking
         else:
             dtype = np.dtype(a)
     target = input.device if device is None else as_device(device)
@@ -217,7 +273,7 @@ def _names_device(a) -> bool:
     return isinstance(a, device_class) or a.split(":")[0] in ("cpu", "cuda", "auto")
 
 
-to_device = shape.linear(
+to_device: Any = shape.linear(
     "to_device",
     lambda x, *, device, source: backend_arrays.to_device(x, device),
     lambda g, x, *, device, source: to_device(g, device=source, source=device),
@@ -234,7 +290,9 @@ def result_type(a, b):
     """The dtype of an elementwise operation of two tensors or numbers, by torch's rules."""
     pairs = []
     for v in (a, b):
-        pairs.append((v.dtype, 2 if v.ndim else 1) if isinstance(v, Tensor) else (dtypes.of_scalar(v), 0))
+        pairs.append(
+            (v.dtype, 2 if v.ndim else 1) if isinstance(v, Tensor) else (dtypes.of_scalar(v), 0)
+        )
     return dtypes.result_type_of(pairs)
 
 
@@ -254,10 +312,13 @@ def cpu(self) -> Tensor:
 
 def cuda(self, device=None, non_blocking: bool = False) -> Tensor:
     """The tensor on a CUDA device."""
-    return to(self, device="cuda" if device is None else as_device(device), non_blocking=non_blocking)
+    return to(
+        self, device="cuda" if device is None else as_device(device), non_blocking=non_blocking
+    )
 
 
-# ------------------------------------------------------------------------------------------------ copies and history
+# ------------------------------------------------------------------------------------------------
+# copies and history
 
 
 def clone(input) -> Tensor:
@@ -265,7 +326,9 @@ def clone(input) -> Tensor:
     return _copy(input)
 
 
-_copy = shape.linear("clone", lambda x: x.copy(), lambda g, x: g, samples=lambda r: [((r(2, 3),), {})])
+_copy = shape.linear(
+    "clone", lambda x: x.copy(), lambda g, x: g, samples=lambda r: [((r(2, 3),), {})]
+)
 
 
 def detach(self) -> Tensor:
@@ -292,14 +355,18 @@ _contiguous = shape.linear(
 )
 
 
-# ------------------------------------------------------------------------------------------------ dimensions
+# ------------------------------------------------------------------------------------------------
+# dimensions
 
 
-def _dim(d: int, ndim: int) -> int:
+def _dim(d: Any, ndim: int) -> int:
     """A dimension as a non-negative number, with torch's IndexError."""
     limit = builtins.max(ndim, 1)
     if not -limit <= d < limit:
-        raise IndexError(f"Dimension out of range (expected to be in range of [{-limit}, {limit - 1}], but got {d})")
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-limit}, {limit - 1}], but got "
+            f"{d})"
+        )
     return d % limit
 
 
@@ -333,7 +400,9 @@ def _known_shape(sizes, numel: int, old) -> tuple:
     if unknown and len(unknown) > 1:
         raise RuntimeError("only one dimension can be inferred")
     if known != numel or builtins.any(n < 0 for n in sizes):
-        raise RuntimeError(f"shape '{list(sizes)}' is invalid for input of size {numel} (shape {tuple(old)})")
+        raise RuntimeError(
+            f"shape '{list(sizes)}' is invalid for input of size {numel} (shape {tuple(old)})"
+        )
     return sizes
 
 
@@ -344,13 +413,15 @@ def reshape(input, *size) -> Tensor:
 
 
 def view(self, *size) -> Tensor:
-    """A view in another shape, or (``view(dtype)``) of the same bytes as another dtype; never a copy."""
+    """A view in another shape, or (``view(dtype)``) of the same bytes as another dtype; never a
+    copy."""
     if len(size) == 1 and not isinstance(size[0], (*_INT, tuple, list)):
         return wrap(self.array.view(np.dtype(size[0])))
     result = reshape(self, *size)
     if result._view is None:
         raise RuntimeError(
-            "view size is not compatible with input tensor's size and stride (at least one dimension spans across two "
+            "view size is not compatible with input tensor's size and stride (at least one "
+            "dimension spans across two "
             "contiguous subspaces). Use .reshape(...) instead."
         )
     return result
@@ -396,7 +467,10 @@ def permute(input, *dims) -> Tensor:
     """A view with the dimensions in another order."""
     dims = tuple(_dim(d, input.ndim) for d in _sizes(dims))
     if sorted(dims) != list(range(input.ndim)):
-        raise RuntimeError(f"permute(dims): the dims {dims} are not an order of the {input.ndim} dimensions of the tensor")
+        raise RuntimeError(
+            f"permute(dims): the dims {dims} are not an order of the {input.ndim} dimensions of "
+            f"the tensor"
+        )
     return shape.permute(input, axes=dims)
 
 
@@ -422,7 +496,10 @@ def t(input) -> Tensor:
 def movedim(input, source, destination) -> Tensor:
     """A view with some dimensions moved to other positions."""
     sources = [_dim(d, input.ndim) for d in ((source,) if isinstance(source, _INT) else source)]
-    targets = [_dim(d, input.ndim) for d in ((destination,) if isinstance(destination, _INT) else destination)]
+    targets = [
+        _dim(d, input.ndim)
+        for d in ((destination,) if isinstance(destination, _INT) else destination)
+    ]
     rest = [d for d in range(input.ndim) if d not in sources]
     for target, origin in sorted(zip(targets, sources, strict=True)):
         rest.insert(target, origin)
@@ -447,13 +524,18 @@ def expand(self, *sizes) -> Tensor:
     sizes = _sizes(sizes)
     lead = len(sizes) - self.ndim
     if lead < 0:
-        raise RuntimeError(f"expand: the number of sizes ({len(sizes)}) must be at least the dimensions ({self.ndim})")
+        raise RuntimeError(
+            f"expand: the number of sizes ({len(sizes)}) must be at least the dimensions "
+            f"({self.ndim})"
+        )
     full = tuple(self.shape[i - lead] if n == -1 and i >= lead else n for i, n in enumerate(sizes))
     for i, n in enumerate(self.shape):
         if n not in (1, full[lead + i]):
             raise RuntimeError(
-                f"The expanded size of the tensor ({full[lead + i]}) must match the existing size ({n}) at non-singleton "
-                f"dimension {lead + i}.  Target sizes: {list(full)}.  Tensor sizes: {list(self.shape)}"
+                f"The expanded size of the tensor ({full[lead + i]}) must match the existing size "
+                f"({n}) at non-singleton "
+                f"dimension {lead + i}.  Target sizes: {list(full)}.  Tensor sizes: "
+                f"{list(self.shape)}"
             )
     return shape.broadcast_to(self, shape=full)
 
@@ -484,10 +566,15 @@ def repeat(self, *sizes) -> Tensor:
     sizes = _sizes(sizes)
     lead = len(sizes) - self.ndim
     if lead < 0:
-        raise RuntimeError("Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor")
+        raise RuntimeError(
+            "Number of dimensions of repeat dims can not be smaller than number of dimensions of "
+            "tensor"
+        )
     old = (1,) * lead + tuple(self.shape)
     x = reshape(self, *[n for s in old for n in (1, s)])
-    x = shape.broadcast_to(x, shape=tuple(n for r, s in zip(sizes, old, strict=True) for n in (r, s)))
+    x = shape.broadcast_to(
+        x, shape=tuple(n for r, s in zip(sizes, old, strict=True) for n in (r, s))
+    )
     return reshape(x, *[r * s for r, s in zip(sizes, old, strict=True)])
 
 
@@ -532,7 +619,8 @@ def _check_joinable(tensors, axis) -> None:
         )
         if not same:
             raise RuntimeError(
-                f"Sizes of tensors must match except in dimension {axis}. Expected shapes like {tuple(first.shape)} but got "
+                f"Sizes of tensors must match except in dimension {axis}. Expected shapes like "
+                f"{tuple(first.shape)} but got "
                 f"{tuple(x.shape)} for tensor number {k} in the list."
             )
 
@@ -545,7 +633,8 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     for k, x in enumerate(tensors):
         if x.shape != tensors[0].shape:
             raise RuntimeError(
-                f"stack expects each tensor to be equal size, but got {list(tensors[0].shape)} at entry 0 and "
+                f"stack expects each tensor to be equal size, but got {list(tensors[0].shape)} at "
+                f"entry 0 and "
                 f"{list(x.shape)} at entry {k}"
             )
     return cat([unsqueeze(x, dim) for x in tensors], _dim(dim, tensors[0].ndim + 1))
@@ -564,7 +653,8 @@ def split(tensor, split_size_or_sections, dim: int = 0) -> tuple[Tensor, ...]:
         sizes = list(split_size_or_sections)
         if builtins.sum(sizes) != n:
             raise RuntimeError(
-                f"split_with_sizes expects split_sizes to sum exactly to {n} (input tensor's size at dimension {dim}), "
+                f"split_with_sizes expects split_sizes to sum exactly to {n} (input tensor's size "
+                f"at dimension {dim}), "
                 f"but got split_sizes={sizes}"
             )
     pieces, start = [], 0
@@ -625,7 +715,9 @@ def tril(input, diagonal: int = 0) -> Tensor:
 
 def diagonal(input, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """A diagonal of every matrix, as the last dimension."""
-    return shape.diagonal(input, offset=offset, axis1=_dim(dim1, input.ndim), axis2=_dim(dim2, input.ndim))
+    return shape.diagonal(
+        input, offset=offset, axis1=_dim(dim1, input.ndim), axis2=_dim(dim2, input.ndim)
+    )
 
 
 def diag(input, diagonal: int = 0) -> Tensor:
@@ -641,7 +733,8 @@ def trace(input) -> Tensor:
     return sum(diagonal(input))
 
 
-# ------------------------------------------------------------------------------------------------ reductions
+# ------------------------------------------------------------------------------------------------
+# reductions
 
 
 def _float_input(input, dtype):
@@ -663,13 +756,15 @@ def mean(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
     input = _float_input(input, dtype)
     if input.dtype.kind not in "fc":
         raise RuntimeError(
-            f"mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. Got: {input.dtype}"
+            f"mean(): could not infer output dtype. Input dtype must be either a floating point "
+            f"or complex dtype. Got: {input.dtype}"
         )
     return reduce.mean(input, axes=_dims(dim, input.ndim), keepdims=keepdim)
 
 
 def prod(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
-    """Product over all elements or one dimension, as a tree of products: exact gradients also at zeros."""
+    """Product over all elements or one dimension, as a tree of products: exact gradients also at
+    zeros."""
     input = _float_input(input, dtype)
     if dim is None:
         x, axis = reshape(input, -1), 0
@@ -702,7 +797,10 @@ def amin(input, dim=(), keepdim: bool = False) -> Tensor:
 def _nonempty(op, input, dim, keepdim):
     axes = _dims(None if dim == () else dim, input.ndim)
     if 0 in (input.shape if axes is None else [input.shape[a] for a in axes]):
-        raise IndexError(f"{op.name}(): Expected reduction dim to have non-zero size, got shape {tuple(input.shape)}")
+        raise IndexError(
+            f"{op.name}(): Expected reduction dim to have non-zero size, got shape "
+            f"{tuple(input.shape)}"
+        )
     return op(input, axes=axes, keepdims=keepdim)
 
 
@@ -726,7 +824,8 @@ def _pick(input, positions, dim, keepdim):
 
 
 def max(input, dim=None, keepdim: bool = False):
-    """The largest value; with an int ``dim`` the pair (values, indices); with a tensor, elementwise ``maximum``."""
+    """The largest value; with an int ``dim`` the pair (values, indices); with a tensor, elementwise
+    ``maximum``."""
     if isinstance(dim, Tensor):
         return maximum(input, dim)
     if dim is None:
@@ -735,7 +834,8 @@ def max(input, dim=None, keepdim: bool = False):
 
 
 def min(input, dim=None, keepdim: bool = False):
-    """The smallest value; with an int ``dim`` the pair (values, indices); with a tensor, elementwise ``minimum``."""
+    """The smallest value; with an int ``dim`` the pair (values, indices); with a tensor,
+    elementwise ``minimum``."""
     if isinstance(dim, Tensor):
         return minimum(input, dim)
     if dim is None:
@@ -745,7 +845,10 @@ def min(input, dim=None, keepdim: bool = False):
 
 def _arg(op, input, dim, keepdim):
     if input.array.size == 0:
-        raise IndexError(f"{op.name}(): Expected reduction dim to have non-zero size, got shape {tuple(input.shape)}")
+        raise IndexError(
+            f"{op.name}(): Expected reduction dim to have non-zero size, got shape "
+            f"{tuple(input.shape)}"
+        )
     if dim is None:
         result = op(reshape(detach(input), -1), axis=0, keepdims=False)
         return reshape(result, *(1,) * input.ndim) if keepdim else result
@@ -784,7 +887,9 @@ def logsumexp(input, dim, keepdim: bool = False) -> Tensor:
     return reduce.logsumexp(input, axes=_dims(dim, input.ndim), keepdims=keepdim)
 
 
-def var(input, dim=None, *, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None) -> Tensor:
+def var(
+    input, dim=None, *, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None
+) -> Tensor:
     """Variance over all elements or some dimensions, dividing by n - correction."""
     if unbiased is not None:
         correction = 1 if unbiased else 0
@@ -795,17 +900,21 @@ def var(input, dim=None, *, correction: float = 1, keepdim: bool = False, unbias
     return total / builtins.max(n - correction, 0) if n > correction else total * float("nan")
 
 
-def std(input, dim=None, *, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None) -> Tensor:
+def std(
+    input, dim=None, *, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None
+) -> Tensor:
     """Standard deviation: the square root of ``var``."""
     return sqrt(var(input, dim, correction=correction, keepdim=keepdim, unbiased=unbiased))
 
 
-def var_mean(input, dim=None, *, correction: float = 1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+def var_mean(
+    input, dim=None, *, correction: float = 1, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
     """``var`` and ``mean``."""
     return var(input, dim, correction=correction, keepdim=keepdim), mean(input, dim, keepdim)
 
 
-def norm(input, p: float | str | None = 2, dim=None, keepdim: bool = False) -> Tensor:
+def norm(input, p: Any = 2, dim=None, keepdim: bool = False) -> Tensor:
     """The p-norm of the elements; its gradient is 0 at 0, as torch's."""
     if p in (None, "fro"):
         p = 2
@@ -818,9 +927,9 @@ def norm(input, p: float | str | None = 2, dim=None, keepdim: bool = False) -> T
     if p == 1:
         return sum(abs(input), dim, keepdim)
     total = sum(square(input) if p == 2 else pow(abs(input), p), dim, keepdim)
-    positive_total = gt(total, 0)
-    safe = where(positive_total, total, 1.0)  # keeps the infinite slope of the root at 0 out of the gradient
-    return where(positive_total, sqrt(safe) if p == 2 else pow(safe, 1.0 / p), 0.0)
+    zero = eq(total, 0)
+    safe = where(zero, 1.0, total)  # keeps the infinite slope of the root at 0 out of the gradient
+    return where(zero, 0.0, sqrt(safe) if p == 2 else pow(safe, 1.0 / p))
 
 
 def cumsum(input, dim: int, *, dtype=None) -> Tensor:
@@ -873,22 +982,34 @@ def bincount(input, minlength: int = 0) -> Tensor:
 def softmax(input, dim: int, *, dtype=None) -> Tensor:
     """``exp(x) / sum(exp(x))`` along a dimension, without overflow."""
     input = _float_input(input, dtype)
-    return nn_ops.softmax(input, axis=_dim(dim, input.ndim)) if input.ndim else creation.ones_like(input)
+    return (
+        nn_ops.softmax(input, axis=_dim(dim, input.ndim))
+        if input.ndim
+        else creation.ones_like(input)
+    )
 
 
 def log_softmax(input, dim: int, *, dtype=None) -> Tensor:
     """The logarithm of ``softmax``, computed directly."""
     input = _float_input(input, dtype)
-    return nn_ops.log_softmax(input, axis=_dim(dim, input.ndim)) if input.ndim else creation.zeros_like(input)
+    return (
+        nn_ops.log_softmax(input, axis=_dim(dim, input.ndim))
+        if input.ndim
+        else creation.zeros_like(input)
+    )
 
 
-# ------------------------------------------------------------------------------------------------ products
+# ------------------------------------------------------------------------------------------------
+# products
 
 
 def _check_same_dtype(name, *tensors) -> None:
     if len({x.dtype for x in tensors}) > 1:
         found = " and ".join(str(x.dtype) for x in tensors)
-        raise RuntimeError(f"{name}: expected all tensors to have the same dtype, but got {found}; convert one with .to(dtype)")
+        raise RuntimeError(
+            f"{name}: expected all tensors to have the same dtype, but got {found}; convert one "
+            f"with .to(dtype)"
+        )
 
 
 def _check_devices(name, *tensors) -> None:
@@ -898,7 +1019,8 @@ def _check_devices(name, *tensors) -> None:
 
 
 def matmul(input, other) -> Tensor:
-    """Matrix product: vectors, matrices, and batches with broadcasting, as NumPy and torch define it.
+    """Matrix product: vectors, matrices, and batches with broadcasting, as NumPy and torch define
+    it.
 
     Raises RuntimeError naming both shapes if the inner sizes differ, or if the dtypes differ.
     """
@@ -909,10 +1031,13 @@ def matmul(input, other) -> Tensor:
         _check_same_dtype("matmul", input, other)
     _check_devices("matmul", input, other)
     if not a.ndim or not b.ndim:
-        raise RuntimeError(f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D")
+        raise RuntimeError(
+            f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D"
+        )
     if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
         raise RuntimeError(
-            f"mat1 and mat2 shapes cannot be multiplied ({_x(a.shape)} and {_x(b.shape)}): the last size of the first must "
+            f"mat1 and mat2 shapes cannot be multiplied ({_x(a.shape)} and {_x(b.shape)}): the "
+            f"last size of the first must "
             f"equal the second-to-last of the second.{_matmul_hint(a.shape, b.shape)}"
         )
     return linalg.matmul(input, other)
@@ -960,7 +1085,9 @@ def dot(input, tensor) -> Tensor:
 
 def _check_ndim(name, x, ndim) -> None:
     if x.ndim != ndim:
-        raise RuntimeError(f"{name}: expected a {ndim}-D tensor, but got {x.ndim}-D with shape {tuple(x.shape)}")
+        raise RuntimeError(
+            f"{name}: expected a {ndim}-D tensor, but got {x.ndim}-D with shape {tuple(x.shape)}"
+        )
 
 
 def outer(input, vec2) -> Tensor:
@@ -975,7 +1102,8 @@ def addmm(input, mat1, mat2, *, beta=1, alpha=1) -> Tensor:
 
 
 def tensordot(a, b, dims=2) -> Tensor:
-    """Sum over pairs of dimensions: the last ``dims`` of a with the first of b, or two lists of dimensions."""
+    """Sum over pairs of dimensions: the last ``dims`` of a with the first of b, or two lists of
+    dimensions."""
     if isinstance(dims, _INT):
         dims = (list(range(a.ndim - dims, a.ndim)), list(range(dims)))
     of_a, of_b = ([_dim(d, x.ndim) for d in ds] for ds, x in zip(dims, (a, b), strict=True))
@@ -984,13 +1112,17 @@ def tensordot(a, b, dims=2) -> Tensor:
     n = int(np.prod([a.shape[d] for d in of_a], dtype=np.int64))
     left = reshape(permute(a, *free_a, *of_a), -1, n) if n else reshape(a, -1, n)
     right = reshape(permute(b, *of_b, *free_b), n, -1)
-    return reshape(matmul(left, right), *[a.shape[d] for d in free_a], *[b.shape[d] for d in free_b])
+    return reshape(
+        matmul(left, right), *[a.shape[d] for d in free_a], *[b.shape[d] for d in free_b]
+    )
 
 
 def einsum(equation: str, *operands) -> Tensor:
-    """Sums of products by index letters: ``einsum("bij,bjk->bik", a, b)``; any number of operands, no ellipsis.
+    """Sums of products by index letters: ``einsum("bij,bjk->bik", a, b)``; any number of operands,
+    no ellipsis.
 
-    Repeated letters within an operand take its diagonal. Operands are contracted from left to right.
+    Repeated letters within an operand take its diagonal. Operands are contracted from left to
+    right.
     """
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
@@ -1019,20 +1151,27 @@ def _parse_einsum(equation, operands):
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
     if len(terms) != len(operands):
-        raise RuntimeError(f"einsum(): the equation has {len(terms)} terms but there are {len(operands)} operands")
+        raise RuntimeError(
+            f"einsum(): the equation has {len(terms)} terms but there are {len(operands)} operands"
+        )
     if not arrow:  # the letters that occur once, in alphabetical order
         joined = "".join(terms)
         result = "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
     sizes: dict[str, int] = {}
     for term, x in zip(terms, operands, strict=True):
         if len(term) != x.ndim:
-            raise RuntimeError(f"einsum(): the term {term!r} names {len(term)} dimensions of an operand with shape {tuple(x.shape)}")
+            raise RuntimeError(
+                f"einsum(): the term {term!r} names {len(term)} dimensions of an operand with "
+                f"shape {tuple(x.shape)}"
+            )
         for c, n in zip(term, x.shape, strict=True):
             if sizes.setdefault(c, n) != n:
                 raise RuntimeError(f"einsum(): index {c!r} has size {sizes[c]} and {n}")
     for c in result:
         if c not in sizes or result.count(c) > 1:
-            raise RuntimeError(f"einsum(): output index {c!r} must occur once in the output and in some operand")
+            raise RuntimeError(
+                f"einsum(): output index {c!r} must occur once in the output and in some operand"
+            )
     return terms, result
 
 
@@ -1046,13 +1185,15 @@ def _einsum_diagonals(x, letters):
     return x, letters
 
 
-# ------------------------------------------------------------------------------------------------ indexing
+# ------------------------------------------------------------------------------------------------
+# indexing
 
 
 def _normalise_index(index, x) -> tuple[tuple, list]:
     """Split an index into a pattern of slices with holes, and the index arrays for the holes."""
     index = index if isinstance(index, tuple) else (index,)
-    pattern, indices = [], []
+    pattern: list = []
+    indices: list = []
     for part in index:
         if part is None or part is Ellipsis or isinstance(part, slice):
             pattern.append(_plain_slice(part) if isinstance(part, slice) else part)
@@ -1076,14 +1217,17 @@ def _index_array(part, x):
         if array.size == 0 and array.dtype.kind == "f":
             array = array.astype(np.int64)
     if array.dtype.kind not in "biu":
-        raise IndexError(f"tensors used as indices must be long, int, byte or bool tensors, got {array.dtype}")
+        raise IndexError(
+            f"tensors used as indices must be long, int, byte or bool tensors, got {array.dtype}"
+        )
     if isinstance(x.array, np.ndarray):
         return backend_arrays.to_numpy(array)
     return backend_arrays.to_device(array, x.device)
 
 
 def _getitem(self, index) -> Tensor:
-    """``x[index]``: a view for integers and slices, a copy for index arrays and masks; both differentiable."""
+    """``x[index]``: a view for integers and slices, a copy for index arrays and masks; both
+    differentiable."""
     pattern, indices = _normalise_index(index, self)
     try:
         if not indices:
@@ -1101,15 +1245,20 @@ def _setitem(self, index, value) -> None:
         value = creation.as_tensor(value) if not backend_arrays.is_array(value) else wrap(value)
     if value.dtype != self.dtype:
         value = shape.cast(value, dtype=self.dtype)
-    if not self.is_cuda and value.is_cuda or self.is_cuda and not value.is_cuda:
+    if (not self.is_cuda and value.is_cuda) or (self.is_cuda and not value.is_cuda):
         value = to(value, device=self.device)
-    if recording() and (value._node is not None or self._node is not None or self._view is not None):
+    if recording() and (
+        value._node is not None or self._node is not None or self._view is not None
+    ):
         _recorded_setitem(self, pattern, indices, value)
         return
     try:
         self.array[index_ops._fill(pattern, indices)] = value.array
     except ValueError as error:
-        raise RuntimeError(f"shape mismatch in assignment to an index of a tensor of shape {tuple(self.shape)}: {error}") from None
+        raise RuntimeError(
+            f"shape mismatch in assignment to an index of a tensor of shape {tuple(self.shape)}: "
+            f"{error}"
+        ) from None
     bump_version(self)
 
 
@@ -1119,7 +1268,10 @@ def _recorded_setitem(self, pattern, indices, value) -> None:
     try:
         result = index_ops.put(target, value, *indices, pattern=pattern)
     except ValueError as error:
-        raise RuntimeError(f"shape mismatch in assignment to an index of a tensor of shape {tuple(self.shape)}: {error}") from None
+        raise RuntimeError(
+            f"shape mismatch in assignment to an index of a tensor of shape {tuple(self.shape)}: "
+            f"{error}"
+        ) from None
     write(self, result)
 
 
@@ -1140,7 +1292,9 @@ def _check_range(name, index, size) -> None:
         low, high = array.min(), array.max()
         if low < 0 or high >= size:
             bad = int(low) if low < 0 else int(high)
-            raise IndexError(f"{name}(): index {bad} is out of bounds for dimension with size {size}")
+            raise IndexError(
+                f"{name}(): index {bad} is out of bounds for dimension with size {size}"
+            )
 
 
 def take_along_dim(input, indices, dim: int) -> Tensor:
@@ -1149,7 +1303,8 @@ def take_along_dim(input, indices, dim: int) -> Tensor:
 
 
 def scatter_add(input, dim: int, index, src) -> Tensor:
-    """``input`` with ``src`` added at the positions ``gather`` would read; repeated positions add up."""
+    """``input`` with ``src`` added at the positions ``gather`` would read; repeated positions add
+    up."""
     axis = _dim(dim, input.ndim)
     _check_range("scatter_add", index, input.shape[axis])
     src = src[tuple(slice(0, n) for n in index.shape)]
@@ -1157,7 +1312,8 @@ def scatter_add(input, dim: int, index, src) -> Tensor:
 
 
 def scatter(input, dim: int, index, src) -> Tensor:
-    """``input`` with ``src`` (a tensor or a number) written at the positions ``gather`` would read."""
+    """``input`` with ``src`` (a tensor or a number) written at the positions ``gather`` would
+    read."""
     axis = _dim(dim, input.ndim)
     _check_range("scatter", index, input.shape[axis])
     grid = index_ops._grid(index.array, axis, backend_arrays.array_module(index.array))
@@ -1177,12 +1333,18 @@ def index_add(input, dim: int, index, source, *, alpha=1) -> Tensor:
     """``input`` with ``alpha * source`` added at positions along a dimension."""
     axis = _dim(dim, input.ndim)
     pattern = (slice(None),) * axis + (index_ops.HOLE,)
-    return input + index_ops.put_add(source * alpha, index.array, pattern=pattern, shape=tuple(input.shape))
+    return input + index_ops.put_add(
+        source * alpha, index.array, pattern=pattern, shape=tuple(input.shape)
+    )
 
 
 def masked_fill(input, mask, value) -> Tensor:
     """``value`` where the mask holds, else the input."""
-    return where(mask, value, input) if not isinstance(value, Tensor) else where(mask, value.to(dtype=input.dtype), input)
+    return (
+        where(mask, value, input)
+        if not isinstance(value, Tensor)
+        else where(mask, value.to(dtype=input.dtype), input)
+    )
 
 
 def masked_select(input, mask) -> Tensor:
@@ -1197,20 +1359,28 @@ def nonzero(input, *, as_tuple: bool = False):
     return tuple(unbind(found, 1)) if as_tuple else found
 
 
-# ------------------------------------------------------------------------------------------------ in-place
+# ------------------------------------------------------------------------------------------------
+# in-place
 
 
 def _fast_in_place(op):
-    """``x.op_(other)``: without recording one array call into x's memory, else the operation and a recorded write."""
+    """``x.op_(other)``: without recording one array call into x's memory, else the operation and a
+    recorded write."""
     name = op.op.name
     array_name = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "true_divide"}[name]
 
     def in_place(self, other):
-        if self._node is None and self._view is None or not recording():
+        if (self._node is None and self._view is None) or not recording():
             y = other.array if isinstance(other, Tensor) else other
             x = self.array
-            if (isinstance(other, Tensor) and (other._node is None or not recording()) and y.dtype == x.dtype) or (
-                not isinstance(other, Tensor) and isinstance(y, (int, float)) and x.dtype.kind == "f"
+            if (
+                isinstance(other, Tensor)
+                and (other._node is None or not recording())
+                and y.dtype == x.dtype
+            ) or (
+                not isinstance(other, Tensor)
+                and isinstance(y, (int, float))
+                and x.dtype.kind == "f"
             ):
                 try:
                     getattr(backend_arrays.array_module(x), array_name)(x, y, x)
@@ -1304,20 +1474,26 @@ def bernoulli_(self, p: float = 0.5, *, generator=None) -> Tensor:
     return write(self, (drawn < p).to(dtype=self.dtype))
 
 
-# ------------------------------------------------------------------------------------------------ the tape, as methods
+# ------------------------------------------------------------------------------------------------
+# the tape, as methods
 
 
-def backward(self, gradient=None, retain_graph=None, create_graph: bool = False, inputs=None) -> None:
-    """Accumulate the gradients of this tensor into the ``.grad`` of the leaves it was computed from.
+def backward(
+    self, gradient=None, retain_graph=None, create_graph: bool = False, inputs=None
+) -> None:
+    """Accumulate the gradients of this tensor into the ``.grad`` of the leaves it was computed
+    from.
 
-    ``gradient`` is its cotangent (needed unless it has one element). Raises RuntimeError if nothing was recorded, if the
+    ``gradient`` is its cotangent (needed unless it has one element). Raises RuntimeError if nothing
+    was recorded, if the
     graph was already freed (``retain_graph``), or if a saved value was changed in place.
     """
     _backward(self, gradient, retain_graph, create_graph, inputs)
 
 
 def register_hook(self, hook):
-    """Call ``hook(grad)`` when this tensor's gradient is complete; a returned tensor replaces it."""
+    """Call ``hook(grad)`` when this tensor's gradient is complete; a returned tensor replaces
+    it."""
     if self._node is None:
         raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
     return _register_hook(self._node, hook)
@@ -1330,7 +1506,8 @@ def register_post_accumulate_grad_hook(self, hook):
     return _register_hook(self._node, hook, _post_hooks)
 
 
-# ------------------------------------------------------------------------------------------------ operators and methods
+# ------------------------------------------------------------------------------------------------
+# operators and methods
 
 
 def _reflected(function):
@@ -1344,7 +1521,9 @@ def _operator(function):
     """An operator that leaves operands it does not know to the other side."""
 
     def operator(self, other):
-        if isinstance(other, (Tensor, int, float, complex, np.ndarray, np.generic)) or backend_arrays.is_array(other):
+        if isinstance(
+            other, (Tensor, int, float, complex, np.ndarray, np.generic)
+        ) or backend_arrays.is_array(other):
             return function(self, other)
         return NotImplemented
 
@@ -1357,10 +1536,14 @@ def _bitwise(logical, name):
     def operator(self, other):
         a = self.array
         b = other.array if isinstance(other, Tensor) else other
-        if a.dtype.kind == "b" and (isinstance(b, bool) or getattr(b, "dtype", None) == dtypes.bool_):
+        if a.dtype.kind == "b" and (
+            isinstance(b, bool) or getattr(b, "dtype", None) == dtypes.bool_
+        ):
             return logical(self, other)
         if a.dtype.kind not in "biu":
-            raise RuntimeError(f'"{name}" is not implemented for {a.dtype}; compare first, e.g. (x > 0) & (y > 0)')
+            raise RuntimeError(
+                f'"{name}" is not implemented for {a.dtype}; compare first, e.g. (x > 0) & (y > 0)'
+            )
         return wrap(getattr(backend_arrays.array_module(a), name)(a, b))
 
     return operator
@@ -1378,39 +1561,57 @@ def _install(methods: dict) -> None:
 _install(
     {
         "__add__": _add, "__radd__": _add, "__sub__": _sub, "__rsub__": _reflected(_sub),
-        "__mul__": mul, "__rmul__": mul, "__truediv__": true_divide, "__rtruediv__": _reflected(true_divide),
+        "__mul__": mul, "__rmul__": mul, "__truediv__": true_divide,
+        "__rtruediv__": _reflected(true_divide),
         "__floordiv__": floor_divide, "__rfloordiv__": _reflected(floor_divide),
         "__mod__": remainder, "__rmod__": _reflected(remainder),
-        "__pow__": pow, "__rpow__": _reflected(_power), "__matmul__": matmul, "__rmatmul__": _reflected(matmul),
+        "__pow__": pow, "__rpow__": _reflected(_power), "__matmul__": matmul,
+        "__rmatmul__": _reflected(matmul),
         "__neg__": neg, "__pos__": positive, "__abs__": abs, "__invert__": _invert,
-        "__eq__": _operator(eq), "__ne__": _operator(ne), "__lt__": lt, "__le__": le, "__gt__": gt, "__ge__": ge,
-        "__and__": _bitwise(logical_and, "bitwise_and"), "__or__": _bitwise(logical_or, "bitwise_or"),
+        "__eq__": _operator(eq), "__ne__": _operator(ne), "__lt__": lt, "__le__": le, "__gt__": gt,
+        "__ge__": ge,
+        "__and__": _bitwise(logical_and, "bitwise_and"), "__or__": _bitwise(logical_or,
+        "bitwise_or"),
         "__xor__": _bitwise(logical_xor, "bitwise_xor"),
-        "__iadd__": _add_in_place, "__isub__": _sub_in_place, "__imul__": _mul_in_place, "__itruediv__": _div_in_place,
+        "__iadd__": _add_in_place, "__isub__": _sub_in_place, "__imul__": _mul_in_place,
+        "__itruediv__": _div_in_place,
         "__ipow__": _in_place_of(pow), "__getitem__": _getitem, "__setitem__": _setitem,
-        "__rand__": _bitwise(logical_and, "bitwise_and"), "__ror__": _bitwise(logical_or, "bitwise_or"),
+        "__rand__": _bitwise(logical_and, "bitwise_and"), "__ror__": _bitwise(logical_or,
+        "bitwise_or"),
     }
 )  # fmt: skip
 
 _METHODS = """
-    abs absolute acos acosh add addcdiv addcmul addmm all allclose amax amin any argmax argmin argsort asin asinh atan atan2
-    atanh bernoulli bmm broadcast_to ceil chunk clamp clip clone contiguous copy_ cos cosh count_nonzero cpu cuda cumsum
-    detach detach_ diag diagonal div divide dot eq equal erf exp exp2 expand expand_as expm1 flatten flip floor floor_divide
-    fmod gather ge gt hypot index_add index_select isclose isfinite isinf isnan le lerp log log10 log1p log2 log_softmax
-    logaddexp logical_and logical_not logical_or logical_xor logsumexp lt masked_fill masked_select matmul max maximum mean
-    median min minimum mm movedim mul multiply mv nan_to_num narrow ne neg negative nonzero norm outer permute pow prod ravel
-    reciprocal relu remainder repeat repeat_interleave reshape reshape_as roll round rsqrt scatter scatter_add select sigmoid
-    sign sin sinh softmax sort split sqrt square squeeze std sub subtract sum sum_to_size swapaxes swapdims t take_along_dim
-    tan tanh tile to topk trace transpose tril triu true_divide trunc type unbind unflatten unique unsqueeze var view view_as
-    add_ sub_ mul_ div_ zero_ fill_ uniform_ normal_ bernoulli_ backward register_hook register_post_accumulate_grad_hook
+    abs absolute acos acosh add addcdiv addcmul addmm all allclose amax amin any argmax argmin
+    argsort asin asinh atan atan2
+    atanh bernoulli bmm broadcast_to ceil chunk clamp clip clone contiguous copy_ cos cosh
+    count_nonzero cpu cuda cumsum
+    detach detach_ diag diagonal div divide dot eq equal erf exp exp2 expand expand_as expm1 flatten
+    flip floor floor_divide
+    fmod gather ge gt hypot index_add index_select isclose isfinite isinf isnan le lerp log log10
+    log1p log2 log_softmax
+    logaddexp logical_and logical_not logical_or logical_xor logsumexp lt masked_fill masked_select
+    matmul max maximum mean
+    median min minimum mm movedim mul multiply mv nan_to_num narrow ne neg negative nonzero norm
+    outer permute pow prod ravel
+    reciprocal relu remainder repeat repeat_interleave reshape reshape_as roll round rsqrt scatter
+    scatter_add select sigmoid
+    sign sin sinh softmax sort split sqrt square squeeze std sub subtract sum sum_to_size swapaxes
+    swapdims t take_along_dim
+    tan tanh tile to topk trace transpose tril triu true_divide trunc type unbind unflatten unique
+    unsqueeze var view view_as
+    add_ sub_ mul_ div_ zero_ fill_ uniform_ normal_ bernoulli_ backward register_hook
+    register_post_accumulate_grad_hook
 """
 _install({name: (creation.__dict__.get(name) or globals()[name]) for name in _METHODS.split()})
 _install(
     {
         f"{function.__name__}_": _in_place_of(function)
         for function in (
-            abs, addcdiv, addcmul, ceil, clamp, cos, erf, exp, floor, index_add, lerp, log, masked_fill, neg, pow,
-            reciprocal, relu, remainder, round, rsqrt, scatter, scatter_add, sigmoid, sin, sqrt, square, tanh, tril, triu, trunc,
+            abs, addcdiv, addcmul, ceil, clamp, cos, erf, exp, floor, index_add, lerp, log,
+            masked_fill, neg, pow,
+            reciprocal, relu, remainder, round, rsqrt, scatter, scatter_add, sigmoid, sin, sqrt,
+            square, tanh, tril, triu, trunc,
         )
     }
 )  # fmt: skip
@@ -1418,8 +1619,10 @@ _install(
     {
         name: _converter(dtype, name)
         for name, dtype in {
-            "float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16, "long": dtypes.int64,
-            "int": dtypes.int32, "short": dtypes.int16, "char": dtypes.int8, "byte": dtypes.uint8, "bool": dtypes.bool_,
+            "float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16,
+            "long": dtypes.int64,
+            "int": dtypes.int32, "short": dtypes.int16, "char": dtypes.int8, "byte": dtypes.uint8,
+            "bool": dtypes.bool_,
         }.items()
     }
 )  # fmt: skip
@@ -1427,15 +1630,28 @@ _install(
 
 def _new_like(make):
     def method(self, *size, dtype=None, device=None, requires_grad: bool = False):
-        return make(*size, dtype=dtype or self.dtype, device=device or self.device, requires_grad=requires_grad)
+        return make(
+            *size,
+            dtype=dtype or self.dtype,
+            device=device or self.device,
+            requires_grad=requires_grad,
+        )
 
     return method
 
 
-Tensor.new_zeros, Tensor.new_ones = _new_like(creation.zeros), _new_like(creation.ones)
-Tensor.new_empty, Tensor.new_full = _new_like(creation.empty), _new_like(creation.full)
-Tensor.new_tensor = lambda self, data, **kw: creation.tensor(data, **{"dtype": self.dtype, "device": self.device, **kw})
-Tensor.retain_grad = _retain_grad
-Tensor.T = property(lambda self: shape.permute(self, axes=tuple(reversed(range(self.ndim)))))
-Tensor.mT = property(lambda self: transpose(self, -2, -1))
-Tensor.retains_grad = property(lambda self: self._node in _retained)
+_install(
+    {
+        "new_zeros": _new_like(creation.zeros),
+        "new_ones": _new_like(creation.ones),
+        "new_empty": _new_like(creation.empty),
+        "new_full": _new_like(creation.full),
+        "new_tensor": lambda self, data, **kwargs: creation.tensor(
+            data, **{"dtype": self.dtype, "device": self.device, **kwargs}
+        ),
+        "retain_grad": _retain_grad,
+        "retains_grad": property(lambda self: self._node in _retained),
+        "T": property(lambda self: shape.permute(self, axes=tuple(reversed(range(self.ndim))))),
+        "mT": property(lambda self: transpose(self, -2, -1)),
+    }
+)

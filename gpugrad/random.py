@@ -1,9 +1,11 @@
 """Random numbers from a counter: Philox4x32-10, the same bits on every device.
 
-A generator is a key (the seed) and a position. Number ``i`` of the stream depends on these alone, so a state is two
+A generator is a key (the seed) and a position. Number ``i`` of the stream depends on these alone,
+so a state is two
 integers, resuming is exact, and a GPU can compute any part of the stream by itself.
 
-Source: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; constants of Random123's philox4x32.
+Source: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; constants of
+Random123's philox4x32.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _MASK = 0xFFFFFFFF
-# Blocks of four numbers computed ahead, so that small requests do not pay 100 array calls each: doubled from the first
+# Blocks of four numbers computed ahead, so that small requests do not pay 100 array calls each:
+# doubled from the first
 # to the second bound as a generator is used.
 _AHEAD_FIRST, _AHEAD_LAST = 64, 4096
 
@@ -89,7 +92,9 @@ class Generator:
         """Continue at a state ``get_state`` returned."""
         values = getattr(state, "array", state)
         if values.shape != (3,) or values.dtype != int64:
-            raise TypeError("RNG state must be the int64 tensor of 3 values that get_state() returned")
+            raise TypeError(
+                "RNG state must be the int64 tensor of 3 values that get_state() returned"
+            )
         low, high, position = (int(v) for v in values)
         self.manual_seed(low | high << 32)
         self._position = position

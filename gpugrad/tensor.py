@@ -1,6 +1,7 @@
 """The tensor: an array, where it came from, and a version.
 
-The class holds state and what Python itself asks of an object. Operations become methods in ``functions.py``, from the
+The class holds state and what Python itself asks of an object. Operations become methods in
+``functions.py``, from the
 same functions that are exported at the top level.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from typing import TYPE_CHECKING, Any
 
 from .backend import arrays as backend_arrays
 from .backend.device import device as device_class
@@ -17,7 +19,8 @@ _ndarray = backend_arrays._ndarray
 
 
 class _Clock:
-    """Counts in-place writes in the whole process; a record of the tape remembers the time it was made."""
+    """Counts in-place writes in the whole process; a record of the tape remembers the time it was
+    made."""
 
     __slots__ = ("lock", "now")
 
@@ -32,7 +35,8 @@ clock = _Clock()
 class Tensor:
     """An n-dimensional array that can record what is computed from it.
 
-    ``tensor.array`` is the NumPy or CuPy array itself, without a copy. ``gradient`` functions are PyTorch's:
+    ``tensor.array`` is the NumPy or CuPy array itself, without a copy. ``gradient`` functions are
+    PyTorch's:
     ``requires_grad``, ``backward()``, ``grad``, ``detach()``.
 
     >>> import numpy as np, gpugrad as gg
@@ -42,9 +46,46 @@ class Tensor:
     tensor([2., 4.], dtype=float64)
     """
 
-    # _version is [time of the last in-place write, its line, weak references of views...], shared by all tensors over
+    # _version is [time of the last in-place write, its line, weak references of views...], shared
+    # by all tensors over
     # the same memory. _view is None or (base tensor, operations that lead from it to this view).
     __slots__ = ("__weakref__", "_node", "_version", "_view", "array", "grad")
+
+    if TYPE_CHECKING:  # installed by functions.py from the operations of the same names
+        array: Any
+        grad: Tensor | None
+        _node: Any
+        _version: list
+        _view: Any
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __add__(self, other) -> Tensor: ...
+        def __radd__(self, other) -> Tensor: ...
+        def __sub__(self, other) -> Tensor: ...
+        def __rsub__(self, other) -> Tensor: ...
+        def __mul__(self, other) -> Tensor: ...
+        def __rmul__(self, other) -> Tensor: ...
+        def __truediv__(self, other) -> Tensor: ...
+        def __rtruediv__(self, other) -> Tensor: ...
+        def __floordiv__(self, other) -> Tensor: ...
+        def __mod__(self, other) -> Tensor: ...
+        def __pow__(self, other) -> Tensor: ...
+        def __rpow__(self, other) -> Tensor: ...
+        def __matmul__(self, other) -> Tensor: ...
+        def __rmatmul__(self, other) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __invert__(self) -> Tensor: ...
+        def __eq__(self, other) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other) -> Tensor: ...  # type: ignore[override]
+        def __lt__(self, other) -> Tensor: ...
+        def __le__(self, other) -> Tensor: ...
+        def __gt__(self, other) -> Tensor: ...
+        def __ge__(self, other) -> Tensor: ...
+        def __and__(self, other) -> Tensor: ...
+        def __or__(self, other) -> Tensor: ...
+        def __getitem__(self, index) -> Tensor: ...
+        def __setitem__(self, index, value) -> None: ...
 
     __array_priority__ = 1000  # numpy_array * tensor asks the tensor
 
@@ -57,7 +98,8 @@ class Tensor:
             array, version = backend_arrays.new_array([], _default_dtype()), [0, None]
         else:
             raise TypeError(
-                f"Tensor() takes a NumPy or CuPy array, got {type(data).__name__}; use gpugrad.tensor(...) for lists and numbers"
+                f"Tensor() takes a NumPy or CuPy array, got {type(data).__name__}; use "
+                f"gpugrad.tensor(...) for lists and numbers"
             )
         self.array = array
         self.grad = None
@@ -150,22 +192,26 @@ class Tensor:
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Record operations on this tensor from now on; it becomes a leaf whose gradient lands in ``.grad``."""
+        """Record operations on this tensor from now on; it becomes a leaf whose gradient lands in
+        ``.grad``."""
         from .autograd.engine import Leaf
 
         if requires_grad:
             if self._node is None:
                 if self.array.dtype.kind not in "fc":
                     raise RuntimeError(
-                        "only Tensors of floating point and complex dtype can require gradients, got "
+                        "only Tensors of floating point and complex dtype can require gradients, "
+                        "got "
                         f"{self.array.dtype}; convert it with .float() first"
                     )
                 self._node = Leaf(self)
         elif self._node is not None:
             if not self.is_leaf:
                 raise RuntimeError(
-                    "you can only change requires_grad flags of leaf variables. If you want to use a computed variable "
-                    "in a subgraph that doesn't require differentiation use var_no_grad = var.detach()."
+                    "you can only change requires_grad flags of leaf variables. If you want to "
+                    "use a computed variable "
+                    "in a subgraph that doesn't require differentiation use var_no_grad = "
+                    "var.detach()."
                 )
             self._node = None
         return self
@@ -183,7 +229,8 @@ class Tensor:
 
     @property
     def data(self) -> Tensor:
-        """The same memory without history. Writing through it is not seen by the tape's checks, as in torch."""
+        """The same memory without history. Writing through it is not seen by the tape's checks, as
+        in torch."""
         return Tensor(self.array)
 
     @data.setter
@@ -211,7 +258,8 @@ class Tensor:
     def __bool__(self) -> bool:
         if self.array.size != 1:
             raise RuntimeError(
-                f"Boolean value of Tensor with {'no values' if not self.array.size else 'more than one value'} is ambiguous "
+                f"Boolean value of Tensor with "
+                f"{'no values' if not self.array.size else 'more than one value'} is ambiguous "
                 f"(shape {tuple(self.shape)}); use .any() or .all()"
             )
         return bool(self.item())
@@ -230,8 +278,7 @@ class Tensor:
             raise TypeError("only integer tensors of a single element can be converted to an index")
         return int(self.item())
 
-    def __hash__(self) -> int:
-        return id(self)
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return _format(self)
@@ -248,11 +295,14 @@ class Tensor:
     def __deepcopy__(self, memo, share: bool = False) -> Tensor:
         if not self.is_leaf:
             raise RuntimeError(
-                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment. "
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy "
+                "protocol at the moment. "
                 "Use tensor.detach().clone() for a copy of a computed one."
             )
         copy = self.__class__.__new__(self.__class__)
-        Tensor.__init__(copy, self.array if share else self.array.copy(), requires_grad=self.requires_grad)
+        Tensor.__init__(
+            copy, self.array if share else self.array.copy(), requires_grad=self.requires_grad
+        )
         memo[id(self)] = copy
         if self.grad is not None:
             copy.grad = self.grad if share else self.grad.__deepcopy__(memo)
@@ -262,8 +312,15 @@ class Tensor:
 
     def __reduce_ex__(self, protocol):
         if not self.is_leaf:
-            raise RuntimeError("only leaf tensors can be pickled; use tensor.detach() for a computed one")
-        return _rebuild, (self.__class__, backend_arrays.to_numpy(self.array), str(self.device), self.requires_grad)
+            raise RuntimeError(
+                "only leaf tensors can be pickled; use tensor.detach() for a computed one"
+            )
+        return _rebuild, (
+            self.__class__,
+            backend_arrays.to_numpy(self.array),
+            str(self.device),
+            self.requires_grad,
+        )
 
     # ---- interchange without copies
 
@@ -290,10 +347,14 @@ class Tensor:
     def numpy(self, *, force: bool = False):
         """The NumPy array over the same memory; ``force`` detaches and copies from a GPU first."""
         if self.requires_grad and not force:
-            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+            raise RuntimeError(
+                "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() "
+                "instead."
+            )
         if self.is_cuda and not force:
             raise TypeError(
-                f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host "
+                f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to "
+                f"copy the tensor to host "
                 "memory first."
             )
         return backend_arrays.to_numpy(self.array)
@@ -302,7 +363,8 @@ class Tensor:
         """The value of a one-element tensor as a Python number (waits for the GPU)."""
         if self.array.size != 1:
             raise RuntimeError(
-                f"a Tensor with {self.array.size} elements cannot be converted to Scalar (shape {tuple(self.shape)}); "
+                f"a Tensor with {self.array.size} elements cannot be converted to Scalar (shape "
+                f"{tuple(self.shape)}); "
                 "use .tolist() or reduce it first"
             )
         return self.array.item()

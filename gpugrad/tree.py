@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 
 def flatten(tree) -> tuple[list, Callable]:
-    """The leaves of a nested structure in order, and a function that rebuilds it from as many new leaves."""
+    """The leaves of a nested structure in order, and a function that rebuilds it from as many new
+    leaves."""
+    rebuild: Callable
     if isinstance(tree, dict):
         keys = list(tree)
         children = [flatten(tree[k]) for k in keys]

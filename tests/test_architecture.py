@@ -20,7 +20,7 @@ LAYERS = (
     {"backend", "random"},
     {"codegen"},
     {"ops"},
-    {"tensor", "autograd", "eager", "grad_mode", "creation"},
+    {"tensor", "autograd", "eager", "creation", "foreach", "tree", "cuda"},
     {"functional", "functions", "func", "tape", "static", "testing"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},
@@ -231,7 +231,9 @@ def test_every_module_imports() -> None:
         for file in files()
         if file.name != "__main__.py" and file != PACKAGE / "backend" / "cupy.py"
     ]
-    python("-W", "error", "-c", f"import importlib\nfor m in {modules!r}: importlib.import_module(m)")
+    python(
+        "-W", "error", "-c", f"import importlib\nfor m in {modules!r}: importlib.import_module(m)"
+    )
 
 
 def test_core_is_small() -> None:

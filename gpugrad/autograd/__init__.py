@@ -3,11 +3,19 @@
 from .engine import Node, RemovableHandle, backward, grad
 from .function import Function, once_differentiable
 from .grad_mode import (
-    detect_anomaly, enable_grad, inference_mode, is_grad_enabled, no_grad, set_detect_anomaly, set_grad_enabled,
+    detect_anomaly,
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    set_detect_anomaly,
+    set_grad_enabled,
 )  # fmt: skip
 from .gradcheck import gradcheck, gradgradcheck
 
 __all__ = [
-    "Function", "Node", "RemovableHandle", "backward", "detect_anomaly", "enable_grad", "grad", "gradcheck", "gradgradcheck",
-    "inference_mode", "is_grad_enabled", "no_grad", "once_differentiable", "set_detect_anomaly", "set_grad_enabled",
+    "Function", "Node", "RemovableHandle", "backward", "detect_anomaly", "enable_grad", "grad",
+    "gradcheck", "gradgradcheck",
+    "inference_mode", "is_grad_enabled", "no_grad", "once_differentiable", "set_detect_anomaly",
+    "set_grad_enabled",
 ]  # fmt: skip

@@ -1,7 +1,10 @@
-"""The tape: records of operations, the backward pass over them, and the modes that switch recording.
+"""The tape: records of operations, the backward pass over them, and the modes that switch
+recording.
 
-A record (``Node``) belongs to the tensor it made. It refers to the records of its arguments (``edges``), to the values
-its derivative reads (``saved``), and to nothing else: memory that no derivative needs is freed as soon as the program
+A record (``Node``) belongs to the tensor it made. It refers to the records of its arguments
+(``edges``), to the values
+its derivative reads (``saved``), and to nothing else: memory that no derivative needs is freed as
+soon as the program
 drops it. Backward visits records when all their users have been visited, without recursion.
 """
 
@@ -26,9 +29,11 @@ _FREED = object()
 class Node:
     """One record. ``vjp`` turns the cotangent of the output into those of the edges."""
 
-    # edges: records of the arguments (None: needs no gradient). saved: tensors, arrays, numbers or Meta.
+    # edges: records of the arguments (None: needs no gradient). saved: tensors, arrays, numbers or
+    # Meta.
     # out: the output's array where the derivative reads it; only then out_version is set, to see
-    # in-place writes to it. time: the clock of in-place writes when the record was made. shape: of the
+    # in-place writes to it. time: the clock of in-place writes when the record was made. shape: of
+    # the
     # output.
     __slots__ = ("__weakref__", "edges", "out", "out_version", "saved", "shape", "time")
 
@@ -68,7 +73,8 @@ class Node:
         what = "its output" if position is None else f"argument {position}"
         saved_at = at(self.line) if self.line else " (set_detect_anomaly(True) shows the line)"
         return SavedTensorError(
-            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            "operation: "
             f"{self.name} saved {what}{saved_at}, and it was written in place{at(version[1])}. "
             "Write to a clone() instead, or compute the gradient before writing."
         )
@@ -102,14 +108,17 @@ class Node:
 lines: weakref.WeakKeyDictionary[Node, tuple] = weakref.WeakKeyDictionary()
 _UNCOUNTED = frozenset((type(None), float, int, bool, Meta))
 _TWICE = (
-    "Trying to backward through the graph a second time (or directly access saved tensors after they have already been "
-    "freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). Specify "
+    "Trying to backward through the graph a second time (or directly access saved tensors after "
+    "they have already been "
+    "freed). Saved intermediate values of the graph are freed when you call .backward() or "
+    "autograd.grad(). Specify "
     "retain_graph=True if you need to backward through the graph a second time."
 )
 
 
 class ElementwiseNode(Node):
-    """The record of an elementwise operation: edges and saved values of those arguments only that matter."""
+    """The record of an elementwise operation: edges and saved values of those arguments only that
+    matter."""
 
     __slots__ = ("rule",)
 
@@ -194,7 +203,8 @@ class Part(Node):
     tensors = arrays
 
 
-# ------------------------------------------------------------------------------------------------ backward pass
+# ------------------------------------------------------------------------------------------------
+# backward pass
 
 _hooks: weakref.WeakKeyDictionary[Node, dict[int, Callable]] = weakref.WeakKeyDictionary()
 _post_hooks: weakref.WeakKeyDictionary[Node, dict[int, Callable]] = weakref.WeakKeyDictionary()
@@ -226,7 +236,9 @@ def _count_users_towards(roots: Sequence[Node], targets: set[Node]) -> dict[Node
     while stack:
         node, expanded = stack.pop()
         if expanded:
-            reaches[node] = node in targets or any(reaches.get(e, False) for e in node.edges if e is not None)
+            reaches[node] = node in targets or any(
+                reaches.get(e, False) for e in node.edges if e is not None
+            )
         elif node not in reaches:
             reaches[node] = node in targets
             stack.append((node, True))
@@ -245,18 +257,21 @@ def _count_users_towards(roots: Sequence[Node], targets: set[Node]) -> dict[Node
 
 
 def _fit(node: Node, d, edge: Node):
-    """Sum a cotangent over the axes along which the argument was broadcast; any other mismatch is a wrong rule."""
+    """Sum a cotangent over the axes along which the argument was broadcast; any other mismatch is a
+    wrong rule."""
     if isinstance(d, Parts):
         return d
     if isinstance(node, ElementwiseNode):
         return sum_to(d, shape=edge.shape)
     raise RuntimeError(
-        f"{node.name} returned a gradient of shape {tuple(d.shape)} for an argument of shape {tuple(edge.shape)}"
+        f"{node.name} returned a gradient of shape {tuple(d.shape)} for an argument of shape "
+        f"{tuple(edge.shape)}"
     )
 
 
 def _add(a, b):
-    """The sum of two cotangents; NumPy makes a scalar of two zero-dimensional arrays, which stays an array here."""
+    """The sum of two cotangents; NumPy makes a scalar of two zero-dimensional arrays, which stays
+    an array here."""
     total = a + b
     return total if total.__class__ is a.__class__ else array_module(a).asarray(total)
 
@@ -268,9 +283,11 @@ def _merge(old: Parts, new: Parts) -> Parts:
 
 
 def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
-    """The backward pass. Returns the captured cotangents by record; without ``capture``, leaves accumulate.
+    """The backward pass. Returns the captured cotangents by record; without ``capture``, leaves
+    accumulate.
 
-    Works on plain arrays unless ``with_tensors`` (double backward, or forward-mode tangents inside).
+    Works on plain arrays unless ``with_tensors`` (double backward, or forward-mode tangents
+    inside).
     """
     pending: dict[Node, object] = {}  # cotangents of records that wait for more
     for root, seed in zip(roots, seeds, strict=True):
@@ -302,7 +319,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
             if not keep:
                 node.release()
             g = None
-        for edge, d in zip(edges, parts):  # noqa: B905 (strict costs 50 ns; rules are tested)
+        for edge, d in zip(edges, parts):
             if edge is None:
                 continue
             left = users.get(edge)
@@ -336,7 +353,8 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
 
 
 def _accumulate(leaf: Leaf, g, owned: bool) -> None:
-    """Add a cotangent to ``.grad``. The first one is taken as it is if nobody else can see its memory."""
+    """Add a cotangent to ``.grad``. The first one is taken as it is if nobody else can see its
+    memory."""
     tensor = leaf.tensor()
     if tensor is None:
         return
@@ -369,7 +387,10 @@ def _call_hooks(node: Node, g):
             result = hook(t)
             if result is not None:
                 if result.shape != t.shape:
-                    raise RuntimeError(f"hook {hook} returned shape {tuple(result.shape)} for a gradient of {tuple(t.shape)}")
+                    raise RuntimeError(
+                        f"hook {hook} returned shape {tuple(result.shape)} for a gradient of "
+                        f"{tuple(t.shape)}"
+                    )
                 t = result
         g = t.array if as_tensor else t
     ref = _retained.get(node)
@@ -424,7 +445,8 @@ def _check_anomaly(node: Node, parts) -> None:
         array = d.array if isinstance(d, Tensor) else d
         if array_module(array).isnan(array).any():
             raise RuntimeError(
-                f"Function '{node.name}' returned nan values in its {position}th output; the forward operation ran{at(node.line)}"
+                f"Function '{node.name}' returned nan values in its {position}th output; the "
+                f"forward operation ran{at(node.line)}"
             )
 
 
@@ -433,7 +455,8 @@ def _seed(tensor: Tensor, gradient):
     if gradient is None:
         if tensor.array.size != 1:
             raise RuntimeError(
-                f"grad can be implicitly created only for scalar outputs, but this one has shape {tuple(tensor.shape)}; "
+                f"grad can be implicitly created only for scalar outputs, but this one has shape "
+                f"{tuple(tensor.shape)}; "
                 "reduce it with .sum() or .mean(), or pass gradient="
             )
         return wrap(array_module(tensor.array).ones_like(tensor.array))
@@ -441,7 +464,8 @@ def _seed(tensor: Tensor, gradient):
         gradient = wrap(gradient)
     if gradient.shape != tensor.shape:
         raise RuntimeError(
-            f"Mismatch in shape: grad_output[0] has a shape of {tuple(gradient.shape)} and output[0] has a shape of "
+            f"Mismatch in shape: grad_output[0] has a shape of {tuple(gradient.shape)} and "
+            f"output[0] has a shape of "
             f"{tuple(tensor.shape)}."
         )
     if gradient.dtype != tensor.dtype:
@@ -454,7 +478,8 @@ def _prepare(tensors, gradients):
     for t, g in zip(tensors, gradients, strict=True):
         if t._node is None:
             raise RuntimeError(
-                "element 0 of tensors does not require grad and does not have a grad_fn: nothing it was computed from has "
+                "element 0 of tensors does not require grad and does not have a grad_fn: nothing "
+                "it was computed from has "
                 "requires_grad=True, or recording was off (no_grad) when it was computed"
             )
         roots.append(t._node)
@@ -472,13 +497,23 @@ def _execute(tensors, gradients, retain_graph, create_graph, capture):
     users = _count_users(roots) if capture is None else _count_users_towards(roots, capture)
     with_tensors = create_graph or (modes.unusual and modes.local.forward > 0)
     if not with_tensors:
-        return _run(roots, [s.array for s in seeds], keep=keep, with_tensors=False, users=users, capture=capture)
+        return _run(
+            roots,
+            [s.array for s in seeds],
+            keep=keep,
+            with_tensors=False,
+            users=users,
+            capture=capture,
+        )
     with grad_mode(create_graph):
         return _run(roots, seeds, keep=keep, with_tensors=True, users=users, capture=capture)
 
 
-def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False, inputs=None) -> None:
-    """Accumulate the gradients of ``tensors`` into the ``.grad`` of the leaves (or of ``inputs`` only).
+def backward(
+    tensors, grad_tensors=None, retain_graph=None, create_graph=False, inputs=None
+) -> None:
+    """Accumulate the gradients of ``tensors`` into the ``.grad`` of the leaves (or of ``inputs``
+    only).
 
     >>> import gpugrad as gg
     >>> x = gg.tensor([3.0], requires_grad=True)
@@ -530,7 +565,8 @@ def grad(
                 g = array_module(t.array).zeros_like(t.array)
             elif not allow_unused:
                 raise RuntimeError(
-                    f"One of the differentiated Tensors (number {position}, shape {tuple(t.shape)}) appears to not have been "
+                    f"One of the differentiated Tensors (number {position}, shape "
+                    f"{tuple(t.shape)}) appears to not have been "
                     "used in the graph. Set allow_unused=True if this is the desired behavior."
                 )
         results.append(wrap(g) if g is not None and not isinstance(g, Tensor) else g)

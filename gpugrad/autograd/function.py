@@ -1,4 +1,5 @@
-"""Operations with a derivative written by the user: ``Function`` with ``forward`` and ``backward``."""
+"""Operations with a derivative written by the user: ``Function`` with ``forward`` and
+``backward``."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Context:
         self._dirty.update(id(t) for t in tensors)
 
     def set_materialize_grads(self, value: bool) -> None:
-        """Whether missing gradients of outputs reach ``backward`` as zeros (the default) or as None."""
+        """Whether missing gradients of outputs reach ``backward`` as zeros (the default) or as
+        None."""
         self._materialize = value
 
 
@@ -61,7 +63,8 @@ class FunctionNode(Node):
         for position, (t, own_output) in enumerate(self.saved):
             if t is not None and t._version[0] > self.time:
                 raise self.stale(position, t._version)
-            if own_output is not None:  # an output was saved without its record, to avoid a cycle: attach it
+            # an output was saved without its record, to avoid a cycle: attach it
+            if own_output is not None:
                 attached = wrap(t.array)
                 attached._version = t._version
                 attached._node = self if len(self.outputs) == 1 else Part(self, own_output, t.shape)
@@ -87,7 +90,8 @@ class FunctionNode(Node):
         results = results if isinstance(results, tuple) else (results,)
         if len(results) != len(self.edges):
             raise RuntimeError(
-                f"function {self.name} returned an incorrect number of gradients (expected {len(self.edges)}, got {len(results)})"
+                f"function {self.name} returned an incorrect number of gradients (expected "
+                f"{len(self.edges)}, got {len(results)})"
             )
         return results
 
@@ -103,8 +107,10 @@ class FunctionNode(Node):
 class Function:
     """Base class of operations with their own gradient.
 
-    Subclasses define static methods ``forward(ctx, *args)`` and ``backward(ctx, *grad_outputs)``; ``backward`` returns one
-    gradient per argument of ``forward`` (None where there is none). Calls go through ``apply``. A ``backward`` written in
+    Subclasses define static methods ``forward(ctx, *args)`` and ``backward(ctx, *grad_outputs)``;
+    ``backward`` returns one
+    gradient per argument of ``forward`` (None where there is none). Calls go through ``apply``. A
+    ``backward`` written in
     tensor operations is differentiable again.
 
     >>> import gpugrad as gg
@@ -125,18 +131,23 @@ class Function:
 
     @staticmethod
     def forward(ctx, *args, **kwargs):
-        raise NotImplementedError("You must implement the forward function for custom autograd.Function.")
+        raise NotImplementedError(
+            "You must implement the forward function for custom autograd.Function."
+        )
 
     @staticmethod
     def backward(ctx, *grad_outputs):
-        raise NotImplementedError("You must implement the backward function to use it with your custom autograd.Function.")
+        raise NotImplementedError(
+            "You must implement the backward function to use it with your custom autograd.Function."
+        )
 
     @classmethod
     def apply(cls, *args, **kwargs):
         """Run ``forward`` without recording, and record the call as one operation."""
         if modes.unusual and modes.local.forward:
             raise RuntimeError(
-                f"{cls.__name__} is an autograd.Function, which states only its reverse derivative; it cannot be used inside "
+                f"{cls.__name__} is an autograd.Function, which states only its reverse "
+                f"derivative; it cannot be used inside "
                 "forward mode (jvp). Write it in tensor operations instead."
             )
         recording = not modes.unusual or modes.local.grad
@@ -160,37 +171,48 @@ def _record(function, ctx, edges, args, results):
         lines[node] = user_line()
     inputs = {id(a) for a in args if isinstance(a, Tensor)}
     differentiable = [
-        isinstance(r, Tensor) and r.dtype.kind in "fc" and id(r) not in ctx._non_differentiable for r in results
+        isinstance(r, Tensor) and r.dtype.kind in "fc" and id(r) not in ctx._non_differentiable
+        for r in results
     ]
     tensors = [r for r, ok in zip(results, differentiable, strict=True) if ok]
     node.outputs = [(tuple(r.shape), r.dtype, array_module(r.array)) for r in tensors]
     node.shape = node.outputs[0][0] if len(node.outputs) == 1 else ()
     position = {id(r): k for k, r in enumerate(tensors)}
-    node.saved = tuple((t, position.get(id(t)) if id(t) not in inputs else None) for t in ctx._saved)
+    node.saved = tuple(
+        (t, position.get(id(t)) if id(t) not in inputs else None) for t in ctx._saved
+    )
     ctx._saved, ctx._node = (), node
     for r, ok in zip(results, differentiable, strict=True):
         if not ok:
             yield r
             continue
-        if id(r) in inputs and id(r) not in ctx._dirty:  # an input returned as it is: the result is a tensor of its own
+        # an input returned as it is: the result is a tensor of its own
+        if id(r) in inputs and id(r) not in ctx._dirty:
             alias = wrap(r.array)
             alias._version = r._version
             r_out = alias
         else:
             r_out = r
-        r_out._node = node if len(node.outputs) == 1 else Part(node, position[id(r)], tuple(r.shape))
+        r_out._node = (
+            node if len(node.outputs) == 1 else Part(node, position[id(r)], tuple(r.shape))
+        )
         yield r_out
 
 
 def once_differentiable(backward):
-    """Mark a ``backward`` that is not written in tensor operations: differentiating it again raises an error."""
+    """Mark a ``backward`` that is not written in tensor operations: differentiating it again raises
+    an error."""
 
     def run(ctx, *grads):
-        wanted = (not modes.unusual or modes.local.grad) and any(g is not None and g.requires_grad for g in grads)
+        wanted = (not modes.unusual or modes.local.grad) and any(
+            g is not None and g.requires_grad for g in grads
+        )
         with grad_mode(False):
             results = backward(ctx, *grads)
         if wanted:
-            raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+            raise RuntimeError(
+                "trying to differentiate twice a function that was marked with @once_differentiable"
+            )
         return results
 
     return run

@@ -8,7 +8,8 @@ from ..config import modes
 
 
 class _GradContext:
-    """Sets whether this thread records, for the length of a ``with`` block or of a decorated call."""
+    """Sets whether this thread records, for the length of a ``with`` block or of a decorated
+    call."""
 
     __slots__ = ("_outer", "enabled")
 
@@ -69,7 +70,8 @@ class enable_grad(_GradContext):
 
 
 class inference_mode(_GradContext):
-    """``no_grad`` under torch's name for code that never needs gradients; ``mode=False`` records as usual."""
+    """``no_grad`` under torch's name for code that never needs gradients; ``mode=False`` records as
+    usual."""
 
     __slots__ = ()
 
@@ -110,7 +112,8 @@ def is_grad_enabled() -> bool:
 
 
 class set_detect_anomaly:
-    """Check every gradient for NaN, and remember the line of every operation for messages (slow; for debugging)."""
+    """Check every gradient for NaN, and remember the line of every operation for messages (slow;
+    for debugging)."""
 
     def __init__(self, mode: bool = True):
         self._before = modes.local.anomaly

@@ -34,10 +34,20 @@ def _numerical(function, inputs, k, cotangents, eps):
     return result
 
 
-def gradcheck(function, inputs, *, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3, raise_exception: bool = True) -> bool:
-    """Check the gradients of ``function(*inputs)`` against central differences, for random cotangents.
+def gradcheck(
+    function,
+    inputs,
+    *,
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    raise_exception: bool = True,
+) -> bool:
+    """Check the gradients of ``function(*inputs)`` against central differences, for random
+    cotangents.
 
-    Inputs that require gradients should be float64 and contiguous. Raises GradcheckError with the input and the largest
+    Inputs that require gradients should be float64 and contiguous. Raises GradcheckError with the
+    input and the largest
     difference (or returns False).
 
     >>> import gpugrad as gg
@@ -56,23 +66,36 @@ def gradcheck(function, inputs, *, eps: float = 1e-6, atol: float = 1e-5, rtol: 
     if not checked:
         raise ValueError("gradcheck expects at least one input tensor to require gradient")
     xp = array_module(outputs[0].array)
-    cotangents = [xp.cos(xp.arange(o.array.size, dtype=o.dtype) + 1.0).reshape(o.shape) for o in outputs]
+    cotangents = [
+        xp.cos(xp.arange(o.array.size, dtype=o.dtype) + 1.0).reshape(o.shape) for o in outputs
+    ]
     live = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if live:
         found = grad(
-            [o for o, _ in live], [inputs[k] for k in checked], [wrap(c) for _, c in live], allow_unused=True, retain_graph=True
+            [o for o, _ in live],
+            [inputs[k] for k in checked],
+            [wrap(c) for _, c in live],
+            allow_unused=True,
+            retain_graph=True,
         )
     else:
         found = [None] * len(checked)
     for k, g in zip(checked, found, strict=True):
-        expected = _numerical(lambda *a: [o for o in _as_tuple(function(*a)) if isinstance(o, Tensor)], inputs, k, cotangents, eps)
+        expected = _numerical(
+            lambda *a: [o for o in _as_tuple(function(*a)) if isinstance(o, Tensor)],
+            inputs,
+            k,
+            cotangents,
+            eps,
+        )
         actual = to_numpy(g.array) if g is not None else 0 * to_numpy(expected)
         difference = abs(actual - to_numpy(expected))
         allowed = atol + rtol * abs(to_numpy(expected))
         if not (difference <= allowed).all():
             if raise_exception:
                 raise GradcheckError(
-                    f"Jacobian mismatch for input {k} of shape {tuple(inputs[k].shape)}: largest difference "
+                    f"Jacobian mismatch for input {k} of shape {tuple(inputs[k].shape)}: largest "
+                    f"difference "
                     f"{difference.max():.3g}\nnumerical: {expected}\nanalytical: {actual}"
                 )
             return False
@@ -83,20 +106,37 @@ class GradcheckError(RuntimeError):
     """A gradient differs from its finite difference."""
 
 
-def gradgradcheck(function, inputs, *, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3, raise_exception: bool = True) -> bool:
+def gradgradcheck(
+    function,
+    inputs,
+    *,
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    raise_exception: bool = True,
+) -> bool:
     """``gradcheck`` of the gradient itself: second derivatives."""
     inputs = _as_tuple(inputs)
     checked = [k for k, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
 
     def first_order(*args):
-        outputs = [o for o in _as_tuple(function(*args)) if isinstance(o, Tensor) and o.requires_grad]
+        outputs = [
+            o for o in _as_tuple(function(*args)) if isinstance(o, Tensor) and o.requires_grad
+        ]
         xp = array_module(outputs[0].array)
-        seeds = [wrap(xp.sin(xp.arange(o.array.size, dtype=o.dtype) + 0.5).reshape(o.shape)) for o in outputs]
-        results = grad(outputs, [args[k] for k in checked], seeds, create_graph=True, allow_unused=True)
+        seeds = [
+            wrap(xp.sin(xp.arange(o.array.size, dtype=o.dtype) + 0.5).reshape(o.shape))
+            for o in outputs
+        ]
+        results = grad(
+            outputs, [args[k] for k in checked], seeds, create_graph=True, allow_unused=True
+        )
         return tuple(r for r in results if r is not None)
 
     def evaluate(*args):
         with grad_mode(True):  # the inner gradient needs the tape even where only values are wanted
             return first_order(*args)
 
-    return gradcheck(evaluate, inputs, eps=eps, atol=atol, rtol=rtol, raise_exception=raise_exception)
+    return gradcheck(
+        evaluate, inputs, eps=eps, atol=atol, rtol=rtol, raise_exception=raise_exception
+    )

@@ -44,12 +44,16 @@ def require(d: device) -> device:
     count = device_count()
     if count == 0:
         raise DeviceError(
-            f"device {d} was asked for, but no CUDA device is usable: CuPy {module.__version__} found no GPU or no "
+            f"device {d} was asked for, but no CUDA device is usable: CuPy {module.__version__} "
+            f"found no GPU or no "
             'NVIDIA driver. Run on device="cpu", or check that nvidia-smi works.'
         )
     index = module.cuda.runtime.getDevice() if d.index is None else d.index
     if not 0 <= index < count:
-        raise DeviceError(f"device cuda:{index} was asked for, but there are only {count} CUDA devices (cuda:0 ...)")
+        raise DeviceError(
+            f"device cuda:{index} was asked for, but there are only {count} CUDA devices (cuda:0 "
+            f"...)"
+        )
     return device("cuda", index)
 
 

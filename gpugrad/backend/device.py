@@ -9,9 +9,11 @@ from ..errors import DeviceError
 
 
 class device:
-    """A place where tensors live: ``device("cpu")``, ``device("cuda")``, ``device("cuda", 1)``, ``device("cuda:1")``.
+    """A place where tensors live: ``device("cpu")``, ``device("cuda")``, ``device("cuda", 1)``,
+    ``device("cuda:1")``.
 
-    Also a context: tensors made inside ``with device("cuda:0"):`` live there unless they say otherwise.
+    Also a context: tensors made inside ``with device("cuda:0"):`` live there unless they say
+    otherwise.
     ``device("auto")`` is CUDA where a GPU and CuPy are present, else the CPU.
 
     >>> import gpugrad as gg
@@ -35,10 +37,14 @@ class device:
         if ":" in type:
             type, _, number = type.partition(":")
             if not number.isdecimal():
-                raise RuntimeError(f"Invalid device string: {type}:{number} (expected e.g. 'cuda:0')")
+                raise RuntimeError(
+                    f"Invalid device string: {type}:{number} (expected e.g. 'cuda:0')"
+                )
             index = int(number)
         if type not in ("cpu", "cuda"):
-            raise RuntimeError(f"Expected one of cpu, cuda device type at start of device string: {type}")
+            raise RuntimeError(
+                f"Expected one of cpu, cuda device type at start of device string: {type}"
+            )
         self.type = type
         self.index = index
         self._outer = []

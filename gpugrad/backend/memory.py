@@ -1,8 +1,11 @@
 """Recycled buffers for large CPU arrays.
 
-A fresh allocation of some megabytes costs more than the arithmetic that fills it, because the operating system
-hands out pages one fault at a time (measured: ``a + b`` on 10 M float32 takes 5.4 ms into fresh memory and 3.2 ms
-into used memory). The pool keeps a reference to every buffer it ever handed out and hands it out again once nobody
+A fresh allocation of some megabytes costs more than the arithmetic that fills it, because the
+operating system
+hands out pages one fault at a time (measured: ``a + b`` on 10 M float32 takes 5.4 ms into fresh
+memory and 3.2 ms
+into used memory). The pool keeps a reference to every buffer it ever handed out and hands it out
+again once nobody
 else refers to it; the reference count that Python keeps anyway is the whole bookkeeping.
 """
 
@@ -15,7 +18,8 @@ from math import prod
 
 import numpy as np
 
-LARGE = 1 << 16  # bytes; below this malloc recycles memory by itself and costs less than a look into the pool
+# bytes; below this malloc recycles memory by itself and costs less than a look into the pool
+LARGE = 1 << 16
 _KEEP_IDLE = 256 << 20  # idle bytes the pool may keep when it has to grow
 
 _getrefcount = sys.getrefcount
@@ -30,7 +34,8 @@ def _size_class(nbytes: int) -> int:
 
 
 class Pool:
-    """Buffers by size class; ``empty`` returns an array over one that nobody uses, making it if need be."""
+    """Buffers by size class; ``empty`` returns an array over one that nobody uses, making it if
+    need be."""
 
     def __init__(self):
         self._buffers: dict[int, list[np.ndarray]] = {}
@@ -68,7 +73,8 @@ class Pool:
         )
 
     def _trim(self, keep: int) -> int:
-        """Drop all idle buffers if they hold more than ``keep`` bytes; returns the bytes dropped."""
+        """Drop all idle buffers if they hold more than ``keep`` bytes; returns the bytes
+        dropped."""
         idle = self._idle()
         if idle <= keep:
             return 0
@@ -108,7 +114,8 @@ def _base_count(array) -> int:
 def _counts_of_sole_references() -> tuple[int, int]:
     """What ``exclusive`` counts for an array that one local variable of its caller refers to.
 
-    Measured once through calls of the same depth, because the number differs between Python versions.
+    Measured once through calls of the same depth, because the number differs between Python
+    versions.
     """
 
     def counts(array):
@@ -122,9 +129,11 @@ _OWN, _BASE = _counts_of_sole_references()
 
 
 def exclusive(array) -> bool:
-    """Whether the caller's one variable is the only way to reach this memory, so that it may be overwritten.
+    """Whether the caller's one variable is the only way to reach this memory, so that it may be
+    overwritten.
 
-    A false "no" costs a copy. There is no false "yes": every reference from Python is counted, and memory that does
+    A false "no" costs a copy. There is no false "yes": every reference from Python is counted, and
+    memory that does
     not belong to an ndarray (a buffer of another library) is never exclusive.
     """
     if not _exact_refcounts or _own_count(array) > _OWN or not array.flags.writeable:

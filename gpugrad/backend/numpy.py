@@ -1,4 +1,5 @@
-"""The CPU backend: NumPy arrays, recycled memory, and how an array program is launched over threads."""
+"""The CPU backend: NumPy arrays, recycled memory, and how an array program is launched over
+threads."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ __all__ = [
     "xp",
 ]
 
-# Elements of one block: 4096 float32 are 16 KiB, so that two inputs and an output stay in a 48 KiB L1 cache.
+# Elements of one block: 4096 float32 are 16 KiB, so that two inputs and an output stay in a 48 KiB
+# L1 cache.
 BLOCK = 8192
 # Elements from which two threads beat one: a dispatch to a waiting thread costs 20-40 us here.
 PARALLEL = 1 << 18
@@ -81,13 +83,15 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Set the number of threads for large elementwise work (BLAS reads its own environment variables)."""
+    """Set the number of threads for large elementwise work (BLAS reads its own environment
+    variables)."""
     if not isinstance(n, int) or n < 1:
         raise RuntimeError(f"set_num_threads expects a positive integer, got {n!r}")
     settings.num_threads = n
 
 
-_workers: list[tuple[int, int, ThreadPoolExecutor]] = []  # (process, threads, executor): a fork makes its own
+# (process, threads, executor): a fork makes its own
+_workers: list[tuple[int, int, ThreadPoolExecutor]] = []
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:
@@ -120,16 +124,20 @@ def blockable(arrays) -> bool:
 
 
 def launch(block, arguments, outputs, scratch_dtypes) -> None:
-    """Run ``block(arguments..., outputs..., scratch...)`` over same-shaped contiguous arrays in cache-sized pieces.
+    """Run ``block(arguments..., outputs..., scratch...)`` over same-shaped contiguous arrays in
+    cache-sized pieces.
 
-    Arguments that are not arrays with dimensions (Python numbers, None, zero-dimensional arrays) are passed whole.
-    ``outputs`` may be among the arguments (an update in place). Temporaries live in a scratch of one block, so that a
+    Arguments that are not arrays with dimensions (Python numbers, None, zero-dimensional arrays)
+    are passed whole.
+    ``outputs`` may be among the arguments (an update in place). Temporaries live in a scratch of
+    one block, so that a
     chain of ten operations reads and writes main memory once.
     """
     flat = [a.reshape(-1) if a.__class__ is ndarray and a.ndim else a for a in arguments]
     sliced = [a.__class__ is ndarray and a.ndim == 1 for a in flat]
     flat_out = [a.reshape(-1) for a in outputs]
-    errors = np.geterr()  # settings of floating-point errors belong to a thread: hand the caller's on
+    # settings of floating-point errors belong to a thread: hand the caller's on
+    errors = np.geterr()
 
     def run_range(start, stop):
         scratch = [np.empty(min(BLOCK, stop - start), d) for d in scratch_dtypes]

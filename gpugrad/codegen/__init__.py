@@ -1,1 +1,2 @@
-"""Scalar expressions and the code made from them. Knows nothing of tensors, tapes or the table of operations."""
+"""Scalar expressions and the code made from them. Knows nothing of tensors, tapes or the table of
+operations."""

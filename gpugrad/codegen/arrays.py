@@ -1,10 +1,13 @@
 """Array programs: expressions rendered to straight-line NumPy code with planned temporaries.
 
-The same expressions render to CUDA and LLVM elsewhere; this is the form every machine with NumPy can run. Two shapes
+The same expressions render to CUDA and LLVM elsewhere; this is the form every machine with NumPy
+can run. Two shapes
 of code are made from one expression:
 
-``direct``  ``f(inputs...) -> outputs``: fresh results, dead temporaries reused through ``out=``. For small arrays.
-``block``   ``f(inputs..., outputs..., scratch...)``: everything is given, nothing is allocated. For large arrays, where
+``direct``  ``f(inputs...) -> outputs``: fresh results, dead temporaries reused through ``out=``.
+For small arrays.
+``block``   ``f(inputs..., outputs..., scratch...)``: everything is given, nothing is allocated. For
+large arrays, where
             the backend calls it on pieces that fit in the cache.
 """
 
@@ -21,7 +24,8 @@ class Program:
     __slots__ = ("_compiled", "full", "inputs", "outputs")
 
     def __init__(self, outputs: Sequence[Expr], inputs: Sequence[str], full: Sequence[str]):
-        """``full`` names the inputs known to have the shape of the result (others may be broadcast)."""
+        """``full`` names the inputs known to have the shape of the result (others may be
+        broadcast)."""
         self.outputs, self.inputs = list(outputs), list(inputs)
         self.full = frozenset(full)
         self._compiled: dict = {}
@@ -36,12 +40,15 @@ class Program:
         key = ("direct", functions.name, dtype, reuse)
         compiled = self._compiled.get(key)
         if compiled is None:
-            source, constants = _direct_source(self.outputs, self.inputs, self.full if reuse else ())
+            source, constants = _direct_source(
+                self.outputs, self.inputs, self.full if reuse else ()
+            )
             compiled = self._compiled[key] = _compile(source, functions, constants, dtype)
         return compiled
 
     def block(self, functions, in_place: Sequence[str | None], dtype=None):
-        """``(f, float scratch arrays, bool scratch arrays)``; output k overwrites ``in_place[k]``."""
+        """``(f, float scratch arrays, bool scratch arrays)``; output k overwrites
+        ``in_place[k]``."""
         key = ("block", functions.name, dtype, tuple(in_place))
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -69,14 +76,26 @@ class _Names:
         self.constants: dict[str, object] = {}
 
     def __call__(self, e: Expr) -> str:
-        if e.op == "const":
-            if id(e) not in self.of:
-                self.of[id(e)] = name = f"c{len(self.constants)}"
-                self.constants[name] = e.args[0]
+        if e.op == "const" and id(e) not in self.of:
+            self.of[id(e)] = name = f"c{len(self.constants)}"
+            self.constants[name] = e.args[0]
         return self.of[id(e)]
 
 
-BOOLEAN = {"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "isnan", "isinf", "isfinite"}
+BOOLEAN = {
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "eq",
+    "ne",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+    "isnan",
+    "isinf",
+    "isfinite",
+}
 
 
 def _last_uses(order: list[Expr], outputs: Sequence[Expr]) -> dict[int, int]:
@@ -112,7 +131,9 @@ def _direct_source(outputs, inputs, full) -> tuple[str, dict]:
         names.of[id(e)] = name
         owned[id(e)] = boolean
     results = [repr(e.args[0]) if e.op == "const" else names(e) for e in outputs]
-    lines.append(f"    return {results[0] if len(results) == 1 else '[' + ', '.join(results) + ']'}")
+    lines.append(
+        f"    return {results[0] if len(results) == 1 else '[' + ', '.join(results) + ']'}"
+    )
     return "\n".join([f"def program({', '.join(inputs)}):", *lines]), names.constants
 
 
@@ -153,7 +174,8 @@ def _block_source(outputs, inputs, in_place) -> tuple[str, dict, int, int]:
 
 
 def _output_homes(outputs, order, last, in_place) -> dict[int, str]:
-    """Outputs that may be computed straight into their array: not if that overwrites an input still to be read."""
+    """Outputs that may be computed straight into their array: not if that overwrites an input still
+    to be read."""
     home: dict[int, str] = {}
     position_of = {id(e): p for p, e in enumerate(order)}
     for k, e in enumerate(outputs):
@@ -163,4 +185,3 @@ def _output_homes(outputs, order, last, in_place) -> dict[int, str]:
         if all(last.get(id(i), -1) <= position_of[id(e)] for i in overwritten):
             home[id(e)] = f"o{k}"
     return home
-

@@ -1,10 +1,15 @@
-"""Scalar expressions: the form in which an elementwise operation is stated once and used everywhere.
+"""Scalar expressions: the form in which an elementwise operation is stated once and used
+everywhere.
 
-An expression is a hash-consed graph: building the same thing twice gives the same object, so common subexpressions
-are shared by construction. ``build`` applies only identities that are exact in floating point, with one exception:
-a product with the constant 0 is 0, as in every autodiff system, also where the other factor is infinite.
+An expression is a hash-consed graph: building the same thing twice gives the same object, so common
+subexpressions
+are shared by construction. ``build`` applies only identities that are exact in floating point, with
+one exception:
+a product with the constant 0 is 0, as in every autodiff system, also where the other factor is
+infinite.
 
-The scalar primitives are declared by the rows of ``gpugrad.ops`` through ``declare``; this module holds no formula.
+The scalar primitives are declared by the rows of ``gpugrad.ops`` through ``declare``; this module
+holds no formula.
 """
 
 from __future__ import annotations
@@ -15,7 +20,8 @@ from collections.abc import Callable, Sequence
 
 
 class Expr:
-    """``op`` applied to ``args``; an input is ``("input", name)`` and a constant ``("const", value)``."""
+    """``op`` applied to ``args``; an input is ``("input", name)`` and a constant ``("const",
+    value)``."""
 
     __slots__ = ("__weakref__", "args", "op")
 
@@ -29,7 +35,8 @@ class Expr:
 
     def __bool__(self):
         raise TypeError(
-            "a scalar expression has no truth value: it stands for every element at once. Use where(condition, a, b)."
+            "a scalar expression has no truth value: it stands for every element at once. Use "
+            "where(condition, a, b)."
         )
 
     def __add__(self, other):
@@ -95,7 +102,9 @@ _interned: weakref.WeakValueDictionary[tuple, Expr] = weakref.WeakValueDictionar
 
 def _intern(op: str, args: tuple) -> Expr:
     # repr tells 1 from 1.0 from True and -0.0 from 0.0, which compare equal.
-    key = (op, repr(args)) if op == "const" else (op, *[a if op == "input" else id(a) for a in args])
+    key = (
+        (op, repr(args)) if op == "const" else (op, *[a if op == "input" else id(a) for a in args])
+    )
     found = _interned.get(key)
     if found is None:
         found = object.__new__(Expr)
@@ -123,7 +132,8 @@ def is_const(e: Expr, value) -> bool:
 
 
 class Primitive:
-    """What the expression layer knows of a scalar operation: its partials and the array function behind it."""
+    """What the expression layer knows of a scalar operation: its partials and the array function
+    behind it."""
 
     __slots__ = ("array_name", "fold", "name", "partials")
 
@@ -135,7 +145,8 @@ PRIMITIVES: dict[str, Primitive] = {}
 
 
 def declare(name, partials, array_name, fold=None) -> None:
-    """Make a scalar primitive known. ``fold`` computes it on Python numbers, for constant folding."""
+    """Make a scalar primitive known. ``fold`` computes it on Python numbers, for constant
+    folding."""
     PRIMITIVES[name] = Primitive(name, partials, array_name, fold)
 
 
@@ -154,10 +165,13 @@ def _identity(op: str, args: tuple) -> Expr | None:
             return build("neg", b)
         if is_const(b, -1):
             return build("neg", a)
-        for factor, choice in ((a, b), (b, a)):  # a masked factor masks the product: exact also for infinities
+        # a masked factor masks the product: exact also for infinities
+        for factor, choice in ((a, b), (b, a)):
             if choice.op == "where" and any(is_const(branch, 0) for branch in choice.args[1:]):
                 condition, yes, no = choice.args
-                return build("where", condition, build("mul", factor, yes), build("mul", factor, no))
+                return build(
+                    "where", condition, build("mul", factor, yes), build("mul", factor, no)
+                )
         if a.op == "neg" and b.op == "neg":
             return build("mul", a.args[0], b.args[0])
         if a.op == "neg":
@@ -236,7 +250,9 @@ def substitute(roots: Sequence[Expr], replacements: dict[Expr, Expr]) -> list[Ex
         if id(e) in done:
             continue
         keep.append(e)
-        done[id(e)] = e if e.op in ("input", "const") else build(e.op, *[done[id(a)] for a in e.args])
+        done[id(e)] = (
+            e if e.op in ("input", "const") else build(e.op, *[done[id(a)] for a in e.args])
+        )
     return [done[id(r)] for r in roots]
 
 
@@ -259,7 +275,8 @@ def evaluate(roots: Sequence[Expr], env: dict, apply: Callable) -> list:
 
 
 def gradients(root: Expr, wrt: Sequence[Expr], seed: Expr) -> list[Expr]:
-    """``seed * d root / d w`` for each ``w``, by reverse accumulation over the graph with the primitives' partials."""
+    """``seed * d root / d w`` for each ``w``, by reverse accumulation over the graph with the
+    primitives' partials."""
     adjoint: dict[int, Expr] = {id(root): seed}
     targets = {id(w) for w in wrt}
     for e in reversed(topological([root])):

@@ -1,4 +1,5 @@
-"""The array function behind each scalar primitive, per array module, all called as ``f(inputs..., out)``."""
+"""The array function behind each scalar primitive, per array module, all called as ``f(inputs...,
+out)``."""
 
 from __future__ import annotations
 
@@ -52,4 +53,11 @@ def _special(xp) -> dict:
         from .special import erf
     else:
         from cupyx.scipy.special import erf  # a ufunc on the device
-    return {"where": where, "erf": erf}
+
+    def maximum(a, b, out=None):  # NumPy >= 2.4 takes their output by keyword only
+        return xp.maximum(a, b, out=out)
+
+    def minimum(a, b, out=None):
+        return xp.minimum(a, b, out=out)
+
+    return {"where": where, "erf": erf, "maximum": maximum, "minimum": minimum}

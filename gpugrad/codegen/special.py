@@ -15,7 +15,8 @@ def _polynomial(x, coefficients):
     return result
 
 
-# Rational approximations of W. J. Cody's kind with the coefficients of Sun Microsystems' fdlibm, s_erf.c (1993).
+# Rational approximations of W. J. Cody's kind with the coefficients of Sun Microsystems' fdlibm,
+# s_erf.c (1993).
 _P = (
     1.28379167095512558561e-01, -3.25042107247001499370e-01, -2.84817495755985104766e-02,
     -5.77027029648944159157e-03, -2.37630166566501626084e-05,
@@ -70,7 +71,8 @@ def _tail(a, np):
 
 
 def erf(x, out=None):
-    """The error function, within 1 ulp in float64 and correctly rounded nearly always in float32."""
+    """The error function, within 1 ulp in float64 and correctly rounded nearly always in
+    float32."""
     np = sys.modules["numpy"]
     x = np.asarray(x)
     values = x.astype(np.float64, copy=False).reshape(-1)
@@ -84,7 +86,9 @@ def erf(x, out=None):
     middle = (a >= 0.84375) & (a < 1.25)
     if middle.any():
         s = a[middle] - 1.0
-        result[middle] = np.copysign(_ERX + _polynomial(s, _PA) / _polynomial(s, _QA), values[middle])
+        result[middle] = np.copysign(
+            _ERX + _polynomial(s, _PA) / _polynomial(s, _QA), values[middle]
+        )
     large = (a >= 1.25) & (a < 6.0)
     if large.any():
         result[large] = np.copysign(1.0 - _tail(a[large], np), values[large])

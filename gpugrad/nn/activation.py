@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import gpugrad as gg
 from gpugrad import functional as F
 
@@ -128,6 +130,16 @@ class _AlongDim(Module):
         super().__init__()
         self.dim = dim
 
+    def _dim_of(self, input: gg.Tensor) -> int:
+        if self.dim is not None:
+            return self.dim
+        warnings.warn(
+            f"Implicit dimension choice for {self._get_name()} has been deprecated. "
+            "Change the call to include dim=X as an argument.",
+            stacklevel=4,
+        )
+        return 0 if input.ndim in (0, 1, 3) else 1
+
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
 
@@ -141,14 +153,14 @@ class Softmax(_AlongDim):
     """
 
     def forward(self, input: gg.Tensor) -> gg.Tensor:
-        return F.softmax(input, self.dim)
+        return F.softmax(input, self._dim_of(input))
 
 
 class LogSoftmax(_AlongDim):
     """Logarithm of the softmax along ``dim``, computed without overflow."""
 
     def forward(self, input: gg.Tensor) -> gg.Tensor:
-        return F.log_softmax(input, self.dim)
+        return F.log_softmax(input, self._dim_of(input))
 
 
 def _inplace_text(inplace: bool) -> str:

@@ -39,6 +39,15 @@ class _Numbered(Module):
     def __iter__(self) -> Iterator[Module]:
         return iter(self._children_list())
 
+    def _of_slice(self, index: slice) -> Module:
+        """A container of the same class for a slice."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self._of_slice(index)
+        return getattr(self, self._name_at(index))
+
     def __setitem__(self, index: int, module: Module) -> None:
         setattr(self, self._name_at(index), module)
 
@@ -84,14 +93,14 @@ class Sequential(_Numbered):
     ((3, 2), 2)
     """
 
-    def __init__(self, *args: Module | OrderedDict[str, Module]) -> None:
+    def __init__(self, *args: Any) -> None:
         super().__init__()
         if len(args) == 1 and isinstance(args[0], OrderedDict):
-            for name, module in args[0].items():
-                self.add_module(name, module)
+            named = list(args[0].items())
         else:
-            for i, module in enumerate(args):
-                self.add_module(str(i), module)
+            named = [(str(i), module) for i, module in enumerate(args)]
+        for name, module in named:
+            self.add_module(name, module)
 
     def forward(self, input: Any) -> Any:
         values = self.__dict__
@@ -100,10 +109,8 @@ class Sequential(_Numbered):
                 input = values[name](input)
         return input
 
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return type(self)(OrderedDict(self._entries(MODULE)[index]))
-        return getattr(self, self._name_at(index))
+    def _of_slice(self, index: slice) -> Module:
+        return type(self)(OrderedDict(self._entries(MODULE)[index]))
 
     def insert(self, index: int, module: Module) -> Self:
         """Put a module before position ``index``; the later ones move by one."""
@@ -120,7 +127,7 @@ class Sequential(_Numbered):
         _check_sequential(other)
         return Sequential(*self, *other)
 
-    def __iadd__(self, other: Sequential) -> Self:
+    def __iadd__(self, other: Iterable[Module]) -> Self:
         _check_sequential(other)
         return self.extend(other)
 
@@ -146,10 +153,8 @@ class ModuleList(_Numbered):
         if modules is not None:
             self.extend(modules)
 
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return type(self)(self._children_list()[index])
-        return getattr(self, self._name_at(index))
+    def _of_slice(self, index: slice) -> Module:
+        return type(self)(self._children_list()[index])
 
     def insert(self, index: int, module: Module) -> None:
         """Put a module before position ``index``; the later ones move by one."""
@@ -191,7 +196,7 @@ class ModuleDict(Module):
             self.update(modules)
 
     def __getitem__(self, key: str) -> Module:
-        return self._modules[key]
+        return dict(self._entries(MODULE))[key]
 
     def __setitem__(self, key: str, module: Module) -> None:
         self.add_module(key, module)
@@ -214,11 +219,11 @@ class ModuleDict(Module):
 
     def values(self) -> Iterable[Module]:
         """The modules."""
-        return self._modules.values()
+        return dict(self._entries(MODULE)).values()
 
     def items(self) -> Iterable[tuple[str, Module]]:
         """Pairs of name and module."""
-        return self._modules.items()
+        return dict(self._entries(MODULE)).items()
 
     def pop(self, key: str) -> Module:
         """Remove and return the module of that name."""

@@ -1,4 +1,5 @@
-"""The table of operations: one row per operation, everything else derived from its kind (see ``core``)."""
+"""The table of operations: one row per operation, everything else derived from its kind (see
+``core``)."""
 
 from . import elementwise, index, linalg, nn, reduce, shape
 from .core import REGISTRY, Op, apply

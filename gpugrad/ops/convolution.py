@@ -1,15 +1,19 @@
 """Convolution as matrix products of large blocks, for any array module.
 
-An output row is cut into tiles of ``T`` columns. All inputs a tile sees, ``(T-1)*stride + (k-1)*dilation + 1`` columns
-of ``k`` rows of every channel, are gathered into one row of a matrix, and the weights are spread into a banded matrix
+An output row is cut into tiles of ``T`` columns. All inputs a tile sees, ``(T-1)*stride +
+(k-1)*dilation + 1`` columns
+of ``k`` rows of every channel, are gathered into one row of a matrix, and the weights are spread
+into a banded matrix
 that produces the ``T`` outputs of every channel at once:
 
     Y[(n, i, t), (o, j)] = sum over (c, ki, u) of  A[(n, i, t), (c, ki, u)] * B[(c, ki, u), (o, j)]
     A[(n, i, t), (c, ki, u)] = x[n, c, i*stride + ki*dilation, t*T*stride + u]
     B[(c, ki, j*stride + kj*dilation), (o, j)] = w[o, c, ki, kj]
 
-``T = 1`` is the well-known im2col. Larger tiles multiply by zeros (a factor u/k more arithmetic) but gather far fewer
-and longer runs, which pays while channels are few: on the first layer of LeNet, a whole row per tile. The tile is chosen
+``T = 1`` is the well-known im2col. Larger tiles multiply by zeros (a factor u/k more arithmetic)
+but gather far fewer
+and longer runs, which pays while channels are few: on the first layer of LeNet, a whole row per
+tile. The tile is chosen
 by a cost estimate. Both gradients are products of the same two matrices.
 """
 
@@ -74,9 +78,20 @@ def plan(x_shape, w_shape, stride, padding, dilation, groups) -> Plan:
 
 
 def _make_plan(x_shape, w_shape, stride, padding, dilation, groups) -> Plan:
-    out = output_shape(x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups)[2:]
+    out = output_shape(
+        x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )[2:]
     candidates = {1, 2, 4, 6, 8, 12, 16, out[1]}
-    sizes = (x_shape[0], groups, w_shape[1], w_shape[0] // groups, w_shape[2:], stride, dilation, out)
+    sizes = (
+        x_shape[0],
+        groups,
+        w_shape[1],
+        w_shape[0] // groups,
+        w_shape[2:],
+        stride,
+        dilation,
+        out,
+    )
     plans = []
     for tile in sorted(t for t in candidates if 1 <= t <= out[1]):
         tiles = -(-out[1] // tile)
@@ -131,7 +146,8 @@ def _gather(x, p: Plan, padding):
 
 
 def _band(b, p: Plan):
-    """The elements of matrix B that hold weights, as (groups, channels, kh, kw, filters, tile); a view."""
+    """The elements of matrix B that hold weights, as (groups, channels, kh, kw, filters, tile); a
+    view."""
     xp = array_module(b)
     b = b.reshape(p.groups, p.channels, p.kernel[0], p.span, p.filters, p.tile)
     sg, sc, sk, su, so, sj = b.strides
@@ -177,7 +193,9 @@ def forward(x, w, *, stride, padding, dilation, groups):
     """Cross-correlation of ``x`` (N, C, H, W) with ``w`` (O, C/groups, kh, kw)."""
     p = plan(x.shape, w.shape, stride, padding, dilation, groups)
     y = _product(_gather(x, p, padding), _spread(w, p))
-    y = y.reshape(p.groups, p.batch, p.out[0], p.tiles, p.filters, p.tile).transpose(1, 0, 4, 2, 3, 5)
+    y = y.reshape(p.groups, p.batch, p.out[0], p.tiles, p.filters, p.tile).transpose(
+        1, 0, 4, 2, 3, 5
+    )
     out = backend_of(x).empty((p.batch, p.groups * p.filters, p.out[0], p.tiles * p.tile), x.dtype)
     out.reshape(y.shape)[...] = y
     return out if p.tiles * p.tile == p.out[1] else out[..., : p.out[1]].copy()

@@ -1,18 +1,26 @@
-"""Operations by kind. A row states one fact; reverse mode, forward mode and double backward follow from it.
+"""Operations by kind. A row states one fact; reverse mode, forward mode and double backward follow
+from it.
 
-=============  ==========================================  ==================================================
+=============  ==========================================
+==================================================
 kind           the one fact                                derived
-=============  ==========================================  ==================================================
-elementwise    scalar expression or partial derivatives    vjp = jvp = multiply by the partial; what to save
+=============  ==========================================
+==================================================
+elementwise    scalar expression or partial derivatives    vjp = jvp = multiply by the partial; what
+to save
 linear         its transpose                               jvp is the operation itself
 bilinear       one transpose per argument                  jvp is a sum of the operation itself
 opaque         its vjp                                     jvp is the transpose of the vjp
 composite      a Python function of other operations       everything, by running it
-=============  ==========================================  ==================================================
+=============  ==========================================
+==================================================
 
-Arrays are positional, metadata is keyword. Every call goes through ``apply``, which lets the argument of the highest
-level interpret it: arrays are evaluated, tensors are recorded on the tape, duals carry tangents, scalar expressions
-build a larger expression. Rules are written in operations, so all of that holds for derivatives too.
+Arrays are positional, metadata is keyword. Every call goes through ``apply``, which lets the
+argument of the highest
+level interpret it: arrays are evaluated, tensors are recorded on the tape, duals carry tangents,
+scalar expressions
+build a larger expression. Rules are written in operations, so all of that holds for derivatives
+too.
 """
 
 from __future__ import annotations
@@ -31,12 +39,14 @@ _INTERPRETERS: dict[type, tuple[int, Callable]] = {}
 
 
 def register_interpreter(cls: type, level: int, interpret: Callable) -> None:
-    """Let values of ``cls`` interpret calls: ``interpret(op, args, params)``. The highest level among the arguments wins."""
+    """Let values of ``cls`` interpret calls: ``interpret(op, args, params)``. The highest level
+    among the arguments wins."""
     _INTERPRETERS[cls] = (level, interpret)
 
 
 def apply(op: Op, args: Sequence, params: dict) -> Any:
-    """The one interception point: every operation, whoever calls it, passes here or takes a short cut equal to it."""
+    """The one interception point: every operation, whoever calls it, passes here or takes a short
+    cut equal to it."""
     best_level, best = -1, None
     for a in args:
         found = _INTERPRETERS.get(a.__class__)
@@ -46,7 +56,8 @@ def apply(op: Op, args: Sequence, params: dict) -> Any:
 
 
 class Meta:
-    """Shape, dtype and array module of an argument whose values a rule does not read (and which is not saved)."""
+    """Shape, dtype and array module of an argument whose values a rule does not read (and which is
+    not saved)."""
 
     __slots__ = ("dtype", "like", "shape")
 
@@ -63,7 +74,8 @@ class Op:
 
     kind = "op"
     is_view = False  # whether the result may share memory with the first argument
-    broadcasts = False  # whether gradients come back in the broadcast shape and must be summed to the input's
+    # whether gradients come back in the broadcast shape and must be summed to the input's
+    broadcasts = False
 
     def __init__(self, name: str, eval: Callable, samples: Callable | None):
         if name in REGISTRY:
@@ -83,7 +95,8 @@ class Op:
         raise NotImplementedError
 
     def reads(self, position: int, needs: Sequence[bool]) -> bool:
-        """Whether the vjp for ``needs`` reads the values of this argument, so that they must be saved."""
+        """Whether the vjp for ``needs`` reads the values of this argument, so that they must be
+        saved."""
         raise NotImplementedError
 
     def reads_output(self, needs: Sequence[bool]) -> bool:
@@ -102,11 +115,13 @@ class Op:
         raise NotImplementedError
 
     def jvp(self, tangents, out, args, params):
-        """Tangent of the output; ``tangents[i]`` is None where the argument has none. None: the kind has no direct rule."""
-        return None
+        """Tangent of the output; ``tangents[i]`` is None where the argument has none. None: the
+        kind has no direct rule."""
+        return
 
 
-# ------------------------------------------------------------------------------------------------ elementwise
+# ------------------------------------------------------------------------------------------------
+# elementwise
 
 
 class Elementwise(Op):
@@ -115,7 +130,9 @@ class Elementwise(Op):
     kind = "elementwise"
     broadcasts = True
 
-    def __init__(self, name, arity, partials, expression, *, domain, int_to_float, boolean, no_grad):
+    def __init__(
+        self, name, arity, partials, expression, *, domain, int_to_float, boolean, no_grad
+    ):
         super().__init__(name, self._evaluate, None)
         self.arity, self.domain = arity, domain
         self.int_to_float, self.boolean, self.no_grad = int_to_float, boolean, no_grad
@@ -141,7 +158,8 @@ class Elementwise(Op):
 
     @property
     def derivatives(self) -> list[Expr]:
-        """``g * partial`` for each argument, over the inputs ``g``, ``y`` (the output) and ``x0``, ``x1`` ..."""
+        """``g * partial`` for each argument, over the inputs ``g``, ``y`` (the output) and ``x0``,
+        ``x1`` ..."""
         if self._derivatives is None:
             g, y = expr.variable("g"), expr.variable("y")
             if self.no_grad or self.boolean:
@@ -150,14 +168,17 @@ class Elementwise(Op):
                 raws = expr.gradients(self.body, self.variables, g)
             else:
                 raws = [
-                    expr.const(0) if p is None else expr.build("mul", g, expr.as_expr(p(y, *self.variables)))
+                    expr.const(0)
+                    if p is None
+                    else expr.build("mul", g, expr.as_expr(p(y, *self.variables)))
                     for p in self.partials
                 ]
             self._derivatives = expr.substitute(raws, {self.body: y})
         return self._derivatives
 
     def rule(self, needs: tuple[bool, ...]) -> Rule:
-        """What to save and what to run in backward when these arguments need a gradient; made once."""
+        """What to save and what to run in backward when these arguments need a gradient; made
+        once."""
         found = self._backward.get(needs)
         if found is None:
             found = self._backward[needs] = Rule(self, needs)
@@ -181,7 +202,8 @@ class Elementwise(Op):
         return self.compute(args)
 
     def compute(self, args):
-        """Run on arrays and Python numbers: one array-module function, or the expression as one program."""
+        """Run on arrays and Python numbers: one array-module function, or the expression as one
+        program."""
         first = next((a for a in args if hasattr(a, "dtype")), None)
         xp = array_module(first) if first is not None else array_module(1.0)
         if self._forward is None:
@@ -212,11 +234,22 @@ class Elementwise(Op):
 class Rule:
     """The derivative of an elementwise operation for one set of arguments that need it.
 
-    ``read`` are the arguments the derivative reads, in order: these, and ``y`` if ``reads_output``, are
+    ``read`` are the arguments the derivative reads, in order: these, and ``y`` if ``reads_output``,
+    are
     what must be saved. Cotangents come back for the arguments that need one only.
     """
 
-    __slots__ = ("_by_dtype", "_constants", "needs", "op", "outputs", "program", "read", "reads_output", "save")
+    __slots__ = (
+        "_by_dtype",
+        "_constants",
+        "needs",
+        "op",
+        "outputs",
+        "program",
+        "read",
+        "reads_output",
+        "save",
+    )
 
     def __init__(self, op: Elementwise, needs: tuple[bool, ...]):
         self.op, self.needs = op, needs
@@ -227,12 +260,15 @@ class Rule:
         # For the short paths of two arguments: 0 saves none, 1 the first, 2 the second, 3 both.
         self.save = sum(1 << i for i in self.read)
         names = ["g", *(["y"] if self.reads_output else []), *[op.names[i] for i in self.read]]
-        self.program = Program(self.outputs, names, ["g", "y", *(op.names if op.arity == 1 else [])])
+        self.program = Program(
+            self.outputs, names, ["g", "y", *(op.names if op.arity == 1 else [])]
+        )
         self._constants = any(e.op == "const" for e in self.outputs)
         self._by_dtype: dict = {}
 
     def run_small(self, dtype) -> Callable:
-        """``f(g, y?, read arguments...) -> cotangents`` for small NumPy arrays of a dtype, with dimensions."""
+        """``f(g, y?, read arguments...) -> cotangents`` for small NumPy arrays of a dtype, with
+        dimensions."""
         function = self._by_dtype.get(dtype)
         if function is None:
             compute = self.program.direct(functions_for(array_module(1.0)), dtype)
@@ -273,7 +309,8 @@ def _call_by_name(name: str, *args):
 
 
 def run_program(program: Program, args, xp):
-    """Run an array program: in cache-sized pieces over several threads if it is large and flat, else directly."""
+    """Run an array program: in cache-sized pieces over several threads if it is large and flat,
+    else directly."""
     functions = functions_for(xp)
     if xp.__name__ == "numpy":
         large = [a for a in args if a.__class__ is xp.ndarray and a.ndim]
@@ -291,12 +328,18 @@ def run_program(program: Program, args, xp):
 
 
 def _as_array(value, xp):
-    """NumPy's functions return scalars for zero-dimensional arrays: make them arrays again (constants stay numbers)."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, xp.floating) else xp.asarray(value)
+    """NumPy's functions return scalars for zero-dimensional arrays: make them arrays again
+    (constants stay numbers)."""
+    return (
+        value
+        if isinstance(value, (int, float)) and not isinstance(value, xp.floating)
+        else xp.asarray(value)
+    )
 
 
 def _run_blocked(program: Program, args, arrays, functions):
-    """Results of a program over same-shaped contiguous arrays, or None if the arrays do not allow it."""
+    """Results of a program over same-shaped contiguous arrays, or None if the arrays do not allow
+    it."""
     backend = backend_of(arrays[0])
     if not backend.blockable(arrays) or any(e.op in ("const", "input") for e in program.outputs):
         return None
@@ -308,11 +351,10 @@ def _run_blocked(program: Program, args, arrays, functions):
     block, floats, bools = program.block(functions, [None] * len(program.outputs), dtype)
     booleans = functions.xp.dtype("bool")
     outputs = [
-        backend.empty(arrays[0].shape, booleans if e.op in BOOLEAN else dtype) for e in program.outputs
+        backend.empty(arrays[0].shape, booleans if e.op in BOOLEAN else dtype)
+        for e in program.outputs
     ]
-    backend.launch(
-        block, args, outputs, [dtype] * floats + [booleans] * bools
-    )
+    backend.launch(block, args, outputs, [dtype] * floats + [booleans] * bools)
     return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -330,10 +372,14 @@ def elementwise(
 ) -> Elementwise:
     """State an elementwise operation.
 
-    A scalar primitive gives its ``partials``, one per argument as ``lambda y, *xs`` of output and inputs (None: no
-    gradient), the NumPy function behind it (``array``, default: the same name). Anything else gives an
-    ``expression`` in terms of primitives; its partials are found by differentiating it, unless given because a form in
-    terms of the output is cheaper. ``domain`` is where tests draw the arguments from: one (low, high) for all
+    A scalar primitive gives its ``partials``, one per argument as ``lambda y, *xs`` of output and
+    inputs (None: no
+    gradient), the NumPy function behind it (``array``, default: the same name). Anything else gives
+    an
+    ``expression`` in terms of primitives; its partials are found by differentiating it, unless
+    given because a form in
+    terms of the output is cheaper. ``domain`` is where tests draw the arguments from: one (low,
+    high) for all
     or one per argument.
     """
     if arity is None:
@@ -341,7 +387,14 @@ def elementwise(
         arity = len(partials) if partials else counted.__code__.co_argcount
     given = partials or None
     op = Elementwise(
-        name, arity, given, expression, domain=domain, int_to_float=int_to_float, boolean=boolean, no_grad=no_grad
+        name,
+        arity,
+        given,
+        expression,
+        domain=domain,
+        int_to_float=int_to_float,
+        boolean=boolean,
+        no_grad=no_grad,
     )
     if expression is None:
         expr.declare(name, None if (no_grad or boolean) else given, array or name, fold)
@@ -359,11 +412,13 @@ def _build_expression(op: Op, args) -> Expr:
     return expr.as_expr(op.expression(*[expr.as_expr(a) for a in args]))
 
 
-# ------------------------------------------------------------------------------------------------ linear
+# ------------------------------------------------------------------------------------------------
+# linear
 
 
 class Linear(Op):
-    """A function that is linear in its first ``linear_args`` arguments together (None: in all of them)."""
+    """A function that is linear in its first ``linear_args`` arguments together (None: in all of
+    them)."""
 
     kind = "linear"
 
@@ -394,16 +449,21 @@ class Linear(Op):
         return self(*parts, **params)
 
 
-def linear(name: str, eval: Callable, transpose: Callable, *, linear_args: int | None = 1, samples=None) -> Linear:
+def linear(
+    name: str, eval: Callable, transpose: Callable, *, linear_args: int | None = 1, samples=None
+) -> Linear:
     """State a linear operation by its ``transpose(g, *args, **params)``.
 
-    Arguments it is linear in reach the transpose as ``Meta`` (shape and dtype only); others, such as indices, with
-    their values. With one linear argument the transpose returns its cotangent, else a sequence of them.
+    Arguments it is linear in reach the transpose as ``Meta`` (shape and dtype only); others, such
+    as indices, with
+    their values. With one linear argument the transpose returns its cotangent, else a sequence of
+    them.
     """
     return Linear(name, eval, transpose, linear_args, samples)
 
 
-# ------------------------------------------------------------------------------------------------ bilinear
+# ------------------------------------------------------------------------------------------------
+# bilinear
 
 
 class Bilinear(Op):
@@ -426,7 +486,8 @@ class Bilinear(Op):
 
     def vjp(self, g, out, args, params, needs):
         return [
-            self.transposes[i](g, *args, **params) if i < 2 and need else None for i, need in enumerate(needs)
+            self.transposes[i](g, *args, **params) if i < 2 and need else None
+            for i, need in enumerate(needs)
         ]
 
     def jvp(self, tangents, out, args, params):
@@ -440,11 +501,13 @@ class Bilinear(Op):
 
 
 def bilinear(name: str, eval: Callable, *transposes: Callable, samples=None) -> Bilinear:
-    """State a bilinear operation by one ``transpose(g, a, b, **params)`` per argument (its own argument as ``Meta``)."""
+    """State a bilinear operation by one ``transpose(g, a, b, **params)`` per argument (its own
+    argument as ``Meta``)."""
     return Bilinear(name, eval, transposes, samples)
 
 
-# ------------------------------------------------------------------------------------------------ opaque
+# ------------------------------------------------------------------------------------------------
+# opaque
 
 
 class Opaque(Op):
@@ -473,26 +536,32 @@ class Opaque(Op):
         ]
 
 
-def opaque(name: str, eval: Callable, *vjps: Callable | None, reads: Sequence = (0,), samples=None) -> Opaque:
+def opaque(
+    name: str, eval: Callable, *vjps: Callable | None, reads: Sequence = (0,), samples=None
+) -> Opaque:
     """State an operation by its vjps, ``vjp(g, out, *args, **params)`` per differentiable argument.
 
-    ``reads`` lists what the vjps look at: argument positions and ``"out"``. Anything else reaches them as ``Meta``, so
+    ``reads`` lists what the vjps look at: argument positions and ``"out"``. Anything else reaches
+    them as ``Meta``, so
     a value that was forgotten is an error and never a stale number.
     """
     return Opaque(name, eval, vjps, reads, samples)
 
 
-# ------------------------------------------------------------------------------------------------ composite
+# ------------------------------------------------------------------------------------------------
+# composite
 
 
 class Composite(Op):
-    """A Python function of other operations, known to the registry so that it is tested like a row."""
+    """A Python function of other operations, known to the registry so that it is tested like a
+    row."""
 
     kind = "composite"
 
 
 def composite(samples: Callable) -> Callable:
-    """Register a function of operations together with its test samples; the function itself is returned unchanged."""
+    """Register a function of operations together with its test samples; the function itself is
+    returned unchanged."""
 
     def decorate(function):
         Composite(function.__name__, function, samples)
@@ -501,7 +570,8 @@ def composite(samples: Callable) -> Callable:
     return decorate
 
 
-# ------------------------------------------------------------------------------------------------ helpers of rules
+# ------------------------------------------------------------------------------------------------
+# helpers of rules
 
 
 def zeros_like(x):
@@ -511,5 +581,6 @@ def zeros_like(x):
 
 
 def not_differentiable(name: str, eval: Callable, samples=None) -> Opaque:
-    """State an operation through which no gradient passes (its results are integers or booleans)."""
+    """State an operation through which no gradient passes (its results are integers or
+    booleans)."""
     return Opaque(name, eval, (), (), samples)

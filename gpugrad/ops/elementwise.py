@@ -1,6 +1,7 @@
 """Elementwise operations: one row each. ``y`` is the output, ``x`` or ``a, b`` the arguments.
 
-Gradients at ties and edges are torch's: relu'(0) = 0, |x|'(0) = 0, maximum shares a tie in halves, clamp passes the
+Gradients at ties and edges are torch's: relu'(0) = 0, |x|'(0) = 0, maximum shares a tie in halves,
+clamp passes the
 gradient at its bounds, x**0 has gradient 0.
 """
 
@@ -18,9 +19,7 @@ _ABOVE_ONE = (1.2, 3.0)
 # ---- arithmetic
 
 add = elementwise("add", lambda y, a, b: 1, lambda y, a, b: 1, fold=operator.add)
-sub = elementwise(
-    "sub", lambda y, a, b: 1, lambda y, a, b: -1, array="subtract", fold=operator.sub
-)
+sub = elementwise("sub", lambda y, a, b: 1, lambda y, a, b: -1, array="subtract", fold=operator.sub)
 mul = elementwise("mul", lambda y, a, b: b, lambda y, a, b: a, array="multiply", fold=operator.mul)
 div = elementwise(
     "div",
@@ -34,7 +33,8 @@ div = elementwise(
 neg = elementwise("neg", lambda y, x: -1, array="negative", fold=operator.neg)
 positive = elementwise("positive", lambda y, x: 1)
 where = elementwise(
-    "where", None, lambda y, c, a, b: where(c, 1, 0), lambda y, c, a, b: where(c, 0, 1), domain=(0.0, 1.0)
+    "where", None, lambda y, c, a, b: where(c, 1, 0), lambda y, c, a, b: where(c, 0, 1),
+    domain=(0.0, 1.0)
 )  # fmt: skip
 
 # ---- comparison and logic: boolean results, no gradient
@@ -58,7 +58,8 @@ isfinite = elementwise("isfinite", boolean=True, arity=1)
 square = elementwise("square", lambda y, x: 2 * x)
 sqrt = elementwise("sqrt", lambda y, x: 0.5 / y, domain=_POSITIVE, int_to_float=True)
 rsqrt = elementwise(
-    "rsqrt", lambda y, x: -0.5 * (y * y * y), expression=lambda x: 1 / sqrt(x), domain=_POSITIVE, int_to_float=True
+    "rsqrt", lambda y, x: -0.5 * (y * y * y), expression=lambda x: 1 / sqrt(x), domain=_POSITIVE,
+    int_to_float=True
 )  # fmt: skip
 reciprocal = elementwise("reciprocal", lambda y, x: -(y * y), domain=_POSITIVE, int_to_float=True)
 pow = elementwise(
@@ -73,7 +74,9 @@ exp2 = elementwise("exp2", lambda y, x: y * math.log(2), int_to_float=True)
 expm1 = elementwise("expm1", lambda y, x: y + 1, int_to_float=True)
 log = elementwise("log", lambda y, x: 1 / x, domain=_POSITIVE, int_to_float=True)
 log2 = elementwise("log2", lambda y, x: 1 / (x * math.log(2)), domain=_POSITIVE, int_to_float=True)
-log10 = elementwise("log10", lambda y, x: 1 / (x * math.log(10)), domain=_POSITIVE, int_to_float=True)
+log10 = elementwise(
+    "log10", lambda y, x: 1 / (x * math.log(10)), domain=_POSITIVE, int_to_float=True
+)
 log1p = elementwise("log1p", lambda y, x: 1 / (x + 1), domain=_POSITIVE, int_to_float=True)
 logaddexp = elementwise("logaddexp", lambda y, a, b: exp(a - y), lambda y, a, b: exp(b - y))
 
@@ -82,8 +85,12 @@ logaddexp = elementwise("logaddexp", lambda y, a, b: exp(a - y), lambda y, a, b:
 sin = elementwise("sin", lambda y, x: cos(x), int_to_float=True)
 cos = elementwise("cos", lambda y, x: -sin(x), int_to_float=True)
 tan = elementwise("tan", lambda y, x: 1 + y * y, domain=(-1.2, 1.2), int_to_float=True)
-asin = elementwise("asin", lambda y, x: rsqrt(1 - x * x), array="arcsin", domain=_UNIT, int_to_float=True)
-acos = elementwise("acos", lambda y, x: -rsqrt(1 - x * x), array="arccos", domain=_UNIT, int_to_float=True)
+asin = elementwise(
+    "asin", lambda y, x: rsqrt(1 - x * x), array="arcsin", domain=_UNIT, int_to_float=True
+)
+acos = elementwise(
+    "acos", lambda y, x: -rsqrt(1 - x * x), array="arccos", domain=_UNIT, int_to_float=True
+)
 atan = elementwise("atan", lambda y, x: 1 / (1 + x * x), array="arctan", int_to_float=True)
 atan2 = elementwise(
     "atan2", lambda y, a, b: b / (a * a + b * b), lambda y, a, b: -a / (a * a + b * b),
@@ -96,7 +103,9 @@ asinh = elementwise("asinh", lambda y, x: rsqrt(x * x + 1), array="arcsinh", int
 acosh = elementwise(
     "acosh", lambda y, x: rsqrt(x * x - 1), array="arccosh", domain=_ABOVE_ONE, int_to_float=True
 )
-atanh = elementwise("atanh", lambda y, x: 1 / (1 - x * x), array="arctanh", domain=_UNIT, int_to_float=True)
+atanh = elementwise(
+    "atanh", lambda y, x: 1 / (1 - x * x), array="arctanh", domain=_UNIT, int_to_float=True
+)
 hypot = elementwise("hypot", lambda y, a, b: a / y, lambda y, a, b: b / y, domain=_POSITIVE)
 erf = elementwise("erf", lambda y, x: 2 / math.sqrt(math.pi) * exp(-(x * x)), int_to_float=True)
 
@@ -126,11 +135,13 @@ minimum = elementwise(
     lambda y, a, b: where(lt(b, a), 1, where(eq(a, b), 0.5, 0)),
 )
 clamp_min = elementwise(
-    "clamp_min", lambda y, x, low: where(ge(x, low), 1, 0), lambda y, x, low: where(lt(x, low), 1, 0),
+    "clamp_min", lambda y, x, low: where(ge(x, low), 1, 0), lambda y, x, low: where(lt(x, low), 1,
+    0),
     expression=lambda x, low: maximum(x, low),
 )  # fmt: skip
 clamp_max = elementwise(
-    "clamp_max", lambda y, x, high: where(le(x, high), 1, 0), lambda y, x, high: where(gt(x, high), 1, 0),
+    "clamp_max", lambda y, x, high: where(le(x, high), 1, 0), lambda y, x, high: where(gt(x, high),
+    1, 0),
     expression=lambda x, high: minimum(x, high),
 )  # fmt: skip
 lerp = elementwise(
@@ -148,7 +159,9 @@ def _sigmoid(x):
 
 sigmoid = elementwise("sigmoid", lambda y, x: y * (1 - y), expression=_sigmoid, int_to_float=True)
 log_sigmoid = elementwise(
-    "log_sigmoid", lambda y, x: sigmoid(-x), expression=lambda x: minimum(x, 0) - log1p(exp(-abs(x)))
+    "log_sigmoid",
+    lambda y, x: sigmoid(-x),
+    expression=lambda x: minimum(x, 0) - log1p(exp(-abs(x))),
 )
 relu = elementwise("relu", lambda y, x: where(gt(y, 0), 1, 0), expression=lambda x: maximum(x, 0))
 relu6 = elementwise(
@@ -184,7 +197,9 @@ mish = elementwise("mish", expression=lambda x: x * tanh(maximum(x, 0) + log1p(e
 gelu = elementwise("gelu", expression=lambda x: 0.5 * x * (1 + erf(x * math.sqrt(0.5))))
 gelu_tanh = elementwise(
     "gelu_tanh",
-    expression=lambda x: 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x)))),
+    expression=lambda x: (
+        0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+    ),
 )
 hardtanh = elementwise(
     "hardtanh",

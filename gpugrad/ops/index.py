@@ -46,7 +46,8 @@ def _put_add(g, *indices, pattern, shape):
 
 
 def _add_rows(g, rows, shape, xp):
-    """Sum rows of ``g`` into a table: sort the positions, then one segmented sum (deterministic)."""
+    """Sum rows of ``g`` into a table: sort the positions, then one segmented sum
+    (deterministic)."""
     out = xp.zeros(shape, g.dtype)
     flat = rows.reshape(-1) % shape[0] if shape[0] else rows.reshape(-1)
     if not flat.size:
@@ -65,7 +66,8 @@ def _add_rows(g, rows, shape, xp):
 def _segment_sums(values, starts, xp):
     if xp.__name__ == "numpy":
         return xp.add.reduceat(values, starts, axis=0)
-    # CuPy has no reduceat: differences of a cumulative sum in float64 keep the precision of float32 sums.
+    # CuPy has no reduceat: differences of a cumulative sum in float64 keep the precision of float32
+    # sums.
     ends = xp.concatenate([starts[1:], xp.asarray([values.shape[0]])])
     running = xp.cumsum(values.astype(xp.float64), axis=0)
     sums = running[ends - 1]

@@ -8,10 +8,15 @@ from .shape import broadcast_to, permute, reshape, sum_to
 
 
 def _matmul(a, b):
-    """NumPy's matmul; two matrices take the shorter way through ``dot`` (0.6 against 1.4 us of overhead at 8x8)."""
+    """NumPy's matmul; two matrices take the shorter way through ``dot`` (0.6 against 1.4 us of
+    overhead at 8x8)."""
     if a.ndim == 2 and b.ndim == 2:
         backend = backend_of(a)
-        if a.shape[1] == b.shape[0] and a.shape[0] * b.shape[1] * a.itemsize >= 1 << 16 and a.dtype == b.dtype:
+        if (
+            a.shape[1] == b.shape[0]
+            and a.shape[0] * b.shape[1] * a.itemsize >= 1 << 16
+            and a.dtype == b.dtype
+        ):
             out = backend.empty((a.shape[0], b.shape[1]), a.dtype)
             return a.dot(b, out) if backend.name == "numpy" else array_module(a).matmul(a, b, out)
         return a.dot(b)
@@ -84,7 +89,8 @@ matmul = bilinear(
 
 
 def _einsum(a, b, *, subscripts):
-    """Two operands; ``subscripts`` is (indices of a, of b, of the result), none repeated within an operand."""
+    """Two operands; ``subscripts`` is (indices of a, of b, of the result), none repeated within an
+    operand."""
     of_a, of_b, of_out = subscripts
     return array_module(a).einsum(f"{of_a},{of_b}->{of_out}", a, b, optimize=True)
 

@@ -10,7 +10,8 @@ from .reduce import sum as reduce_sum
 
 
 def _centred(x, axis, xp):
-    """``x`` minus its maximum along an axis, in fresh memory; rows without a finite maximum stay as they are."""
+    """``x`` minus its maximum along an axis, in fresh memory; rows without a finite maximum stay as
+    they are."""
     top = xp.maximum.reduce(x, axis=axis, keepdims=True)
     finite = xp.isfinite(top)
     if not finite.all():
@@ -117,24 +118,31 @@ def _window(x, i, j, out_size, stride, dilation):
 
 def pooled_size(size, kernel, stride, dilation) -> tuple[int, int]:
     """Windows that fit along both axes."""
-    return tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(size, kernel, stride, dilation, strict=True))
+    return tuple(
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
+    )
 
 
 def _max_of_rows(x, kernel, stride, dilation, out_w, xp):
     """Maximum over the columns of every window, for every row of the image."""
     span = (out_w - 1) * stride[1] + 1
-    columns = [x[..., j * dilation[1] : j * dilation[1] + span : stride[1]] for j in range(kernel[1])]
+    columns = [
+        x[..., j * dilation[1] : j * dilation[1] + span : stride[1]] for j in range(kernel[1])
+    ]
     if len(columns) == 1:
         return columns[0]
     out = xp.maximum(columns[0], columns[1])
     for column in columns[2:]:
-        xp.maximum(out, column, out)
+        xp.maximum(out, column, out=out)
     return out
 
 
 def _row_slices(rows, kernel, stride, dilation, out_h):
     span = (out_h - 1) * stride[0] + 1
-    return [rows[..., i * dilation[0] : i * dilation[0] + span : stride[0], :] for i in range(kernel[0])]
+    return [
+        rows[..., i * dilation[0] : i * dilation[0] + span : stride[0], :] for i in range(kernel[0])
+    ]
 
 
 def _max_pool(x, *, kernel, stride, dilation):
@@ -146,17 +154,22 @@ def _max_pool(x, *, kernel, stride, dilation):
         return xp.array(parts[0])
     out = xp.maximum(parts[0], parts[1])
     for part in parts[2:]:
-        xp.maximum(out, part, out)
+        xp.maximum(out, part, out=out)
     return out
 
 
 def _first_maximum(x, out, kernel, stride, dilation, xp):
-    """Position ``i * kernel_w + j`` of the first maximum of every window in reading order, as torch breaks ties."""
+    """Position ``i * kernel_w + j`` of the first maximum of every window in reading order, as torch
+    breaks ties."""
     size = out.shape[-2:]
     where = xp.full(out.shape, -1, xp.int16)
     for i in reversed(range(kernel[0])):
         for j in reversed(range(kernel[1])):
-            xp.copyto(where, xp.int16(i * kernel[1] + j), where=_window(x, i, j, size, stride, dilation) == out)
+            xp.copyto(
+                where,
+                xp.int16(i * kernel[1] + j),
+                where=_window(x, i, j, size, stride, dilation) == out,
+            )
     return where
 
 
@@ -164,7 +177,9 @@ def _max_pool_scatter(g, x, out, *, kernel, stride, dilation):
     """Send each cotangent to the first maximum of its window."""
     xp = array_module(g)
     where = _first_maximum(x, out, kernel, stride, dilation, xp)
-    covered = kernel == stride and x.shape[-2:] == tuple(n * k for n, k in zip(g.shape[-2:], kernel, strict=True))
+    covered = kernel == stride and x.shape[-2:] == tuple(
+        n * k for n, k in zip(g.shape[-2:], kernel, strict=True)
+    )
     gx = backend_of(g).empty(x.shape, g.dtype) if covered else xp.zeros(x.shape, g.dtype)
     for i in range(kernel[0]):
         for j in range(kernel[1]):
@@ -183,7 +198,9 @@ def _max_pool_gather(h, x, out, *, kernel, stride, dilation):
     result = xp.zeros(out.shape, h.dtype)
     for i in range(kernel[0]):
         for j in range(kernel[1]):
-            result += _window(h, i, j, out.shape[-2:], stride, dilation) * (where == i * kernel[1] + j)
+            result += _window(h, i, j, out.shape[-2:], stride, dilation) * (
+                where == i * kernel[1] + j
+            )
     return result
 
 
@@ -256,5 +273,10 @@ sum_unpool = linear(
     "sum_unpool",
     _sum_pool_transpose,
     lambda h, g, *, shape, **p: sum_pool(h, **p),
-    samples=lambda r: [((r(2, 2, 3),), {"shape": (2, 4, 6), "kernel": (2, 2), "stride": (2, 2), "dilation": (1, 1)})],
+    samples=lambda r: [
+        (
+            (r(2, 2, 3),),
+            {"shape": (2, 4, 6), "kernel": (2, 2), "stride": (2, 2), "dilation": (1, 1)},
+        )
+    ],
 )

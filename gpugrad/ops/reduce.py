@@ -1,4 +1,5 @@
-"""Reductions and scans. ``axes`` is a tuple of non-negative axes, or None for all; ``keepdims`` as in NumPy."""
+"""Reductions and scans. ``axes`` is a tuple of non-negative axes, or None for all; ``keepdims`` as
+in NumPy."""
 
 from __future__ import annotations
 
@@ -97,14 +98,21 @@ def _logsumexp(x, *, axes, keepdims):
     top = x.max(axes, keepdims=True)
     top = xp.where(xp.isfinite(top), top, 0)  # a row of -inf, or one with inf
     out = xp.log(xp.add.reduce(xp.exp(x - top), axis=axes, keepdims=True)) + top
-    return out if keepdims else out.reshape(tuple(n for i, n in enumerate(x.shape) if axes is not None and i not in axes))
+    return (
+        out
+        if keepdims
+        else out.reshape(
+            tuple(n for i, n in enumerate(x.shape) if axes is not None and i not in axes)
+        )
+    )
 
 
 logsumexp = opaque(
     "logsumexp",
     _logsumexp,
-    lambda g, out, x, *, axes, keepdims: _keep(g, x, axes, keepdims)
-    * exp(x - _keep(out, x, axes, keepdims)),
+    lambda g, out, x, *, axes, keepdims: (
+        _keep(g, x, axes, keepdims) * exp(x - _keep(out, x, axes, keepdims))
+    ),
     reads=(0, "out"),
     samples=_samples,
 )
@@ -119,15 +127,21 @@ cumsum = linear(
 # ---- no gradient: positions and truth
 
 argmax = not_differentiable(
-    "argmax", lambda x, *, axis, keepdims: array_module(x).asarray(x.argmax(axis, keepdims=keepdims))
+    "argmax",
+    lambda x, *, axis, keepdims: array_module(x).asarray(x.argmax(axis, keepdims=keepdims)),
 )
 argmin = not_differentiable(
-    "argmin", lambda x, *, axis, keepdims: array_module(x).asarray(x.argmin(axis, keepdims=keepdims))
+    "argmin",
+    lambda x, *, axis, keepdims: array_module(x).asarray(x.argmin(axis, keepdims=keepdims)),
 )
-argsort = not_differentiable("argsort", lambda x, *, axis: array_module(x).argsort(x, axis=axis, kind="stable"))
+argsort = not_differentiable(
+    "argsort", lambda x, *, axis: array_module(x).argsort(x, axis=axis, kind="stable")
+)
 any = not_differentiable(
-    "any", lambda x, *, axes, keepdims: array_module(x).asarray((x != 0).any(axes, keepdims=keepdims))
+    "any",
+    lambda x, *, axes, keepdims: array_module(x).asarray((x != 0).any(axes, keepdims=keepdims)),
 )
 all = not_differentiable(
-    "all", lambda x, *, axes, keepdims: array_module(x).asarray((x != 0).all(axes, keepdims=keepdims))
+    "all",
+    lambda x, *, axes, keepdims: array_module(x).asarray((x != 0).all(axes, keepdims=keepdims)),
 )

@@ -12,7 +12,11 @@ reshape = linear(
     "reshape",
     lambda x, *, shape: x.reshape(shape),
     lambda g, x, *, shape: reshape(g, shape=x.shape),
-    samples=lambda r: [((r(2, 3),), {"shape": (3, 2)}), ((r(4),), {"shape": (2, 2, 1)}), ((r(),), {"shape": (1,)})],
+    samples=lambda r: [
+        ((r(2, 3),), {"shape": (3, 2)}),
+        ((r(4),), {"shape": (2, 2, 1)}),
+        ((r(),), {"shape": (1,)}),
+    ],
 )
 permute = linear(
     "permute",
@@ -33,7 +37,11 @@ broadcast_to = linear(
     "broadcast_to",
     lambda x, *, shape: array_module(x).broadcast_to(x, shape),
     lambda g, x, *, shape: sum_to(g, shape=x.shape),
-    samples=lambda r: [((r(3, 1),), {"shape": (2, 3, 4)}), ((r(),), {"shape": (2,)}), ((r(1),), {"shape": (1,)})],
+    samples=lambda r: [
+        ((r(3, 1),), {"shape": (2, 3, 4)}),
+        ((r(),), {"shape": (2,)}),
+        ((r(1),), {"shape": (1,)}),
+    ],
 )
 
 
@@ -42,7 +50,10 @@ def _sum_to(x, *, shape):
     if x.shape == tuple(shape):
         return x
     lead = x.ndim - len(shape)
-    axes = (*range(lead), *[lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1])
+    axes = (
+        *range(lead),
+        *[lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1],
+    )
     return array_module(x).add.reduce(x, axis=axes, keepdims=True).reshape(shape)
 
 
@@ -86,7 +97,9 @@ def _diagonal_scatter(g, *, shape, offset, axis1, axis2):
 diagonal_scatter = linear(
     "diagonal_scatter",
     _diagonal_scatter,
-    lambda g, x, *, shape, offset, axis1, axis2: diagonal(g, offset=offset, axis1=axis1, axis2=axis2),
+    lambda g, x, *, shape, offset, axis1, axis2: diagonal(
+        g, offset=offset, axis1=axis1, axis2=axis2
+    ),
     samples=lambda r: [((r(3),), {"shape": (3, 4), "offset": 1, "axis1": 0, "axis2": 1})],
 )
 
@@ -153,7 +166,10 @@ pad = linear(
     "pad",
     _pad,
     lambda g, x, *, widths: pad(g, widths=tuple((-b, -a) for b, a in widths)),
-    samples=lambda r: [((r(2, 3),), {"widths": ((1, 0), (2, 1))}), ((r(4, 4),), {"widths": ((-1, 2), (0, -1))})],
+    samples=lambda r: [
+        ((r(2, 3),), {"widths": ((1, 0), (2, 1))}),
+        ((r(4, 4),), {"widths": ((-1, 2), (0, -1))}),
+    ],
 )
 
 # ---- triangles and casts
@@ -177,4 +193,3 @@ cast = linear(
     lambda g, x, *, dtype: cast(g, dtype=x.dtype),
     samples=lambda r: [((r(2, 3),), {"dtype": r(1).dtype})],
 )
-

@@ -13,29 +13,35 @@ from .optimizer import Optimizer, check_at_least_zero, gradient
 
 @cache
 def adam_update(amsgrad: bool, decay: bool, decoupled: bool, maximize: bool) -> Any:
-    """One step on lists of tensors; ``size`` is lr / correction1, ``root`` sqrt(correction2)."""
+    """One step on lists of tensors. What only depends on numbers comes in as a number (float64).
 
-    def moments(p, m, v, g, weight_decay, beta1, beta2):
+    take1 = 1 - beta1, take2 = 1 - beta2, size = lr / correction1, root = sqrt(correction2) and
+    shrink = 1 - lr * weight_decay.
+    """
+
+    def moments(p, m, v, g, weight_decay, take1, beta2, take2):
         g = gradient(p, g, weight_decay, decay and not decoupled, maximize)
-        return m + (1 - beta1) * (g - m), beta2 * v + (1 - beta2) * g * g
+        return m + take1 * (g - m), beta2 * v + take2 * g * g
 
-    def moved(p, m, v, lr, weight_decay, size, root, eps):
+    def moved(p, m, v, shrink, size, root, eps):
         if decay and decoupled:
-            p = (1 - lr * weight_decay) * p
+            p = shrink * p
         return p - size * m / (gg.sqrt(v) / root + eps)
 
     @gg.foreach
-    def update(p, m, v, g, *, lr, weight_decay, beta1, beta2, eps, size, root):
-        m, v = moments(p, m, v, g, weight_decay, beta1, beta2)
-        return moved(p, m, v, lr, weight_decay, size, root, eps), m, v
+    def update(p, m, v, g, *, weight_decay, shrink, take1, beta2, take2, eps, size, root):
+        m, v = moments(p, m, v, g, weight_decay, take1, beta2, take2)
+        return moved(p, m, v, shrink, size, root, eps), m, v
 
     @gg.foreach
-    def update_amsgrad(p, m, v, most, g, *, lr, weight_decay, beta1, beta2, eps, size, root):
-        m, v = moments(p, m, v, g, weight_decay, beta1, beta2)
+    def amsgrad_update(
+        p, m, v, most, g, *, weight_decay, shrink, take1, beta2, take2, eps, size, root
+    ):
+        m, v = moments(p, m, v, g, weight_decay, take1, beta2, take2)
         most = gg.maximum(most, v)
-        return moved(p, m, most, lr, weight_decay, size, root, eps), m, v, most
+        return moved(p, m, most, shrink, size, root, eps), m, v, most
 
-    return update_amsgrad if amsgrad else update
+    return amsgrad_update if amsgrad else update
 
 
 class Adam(Optimizer):
@@ -94,10 +100,11 @@ class Adam(Optimizer):
         for step, lists in self._batches(group, initial):
             update(
                 *lists,
-                lr=lr,
                 weight_decay=weight_decay,
-                beta1=beta1,
+                shrink=1 - lr * weight_decay,
+                take1=1 - beta1,
                 beta2=beta2,
+                take2=1 - beta2,
                 eps=group["eps"],
                 size=lr / (1 - beta1**step),
                 root=(1 - beta2**step) ** 0.5,

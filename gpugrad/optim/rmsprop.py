@@ -13,46 +13,43 @@ from .optimizer import Optimizer, check_at_least_zero, gradient
 
 @cache
 def rmsprop_update(centered: bool, momentum: bool, decay: bool, maximize: bool) -> Any:
-    """One step on lists of tensors; ``s`` averages squares, ``a`` gradients; ``b``: the buffer."""
+    """One step on lists of tensors; ``s`` averages squares, ``a`` gradients; ``b``: the buffer.
 
-    def step(p, s, a, b, g, lr, weight_decay, alpha, eps, momentum_factor):
+    take = 1 - alpha and factor, the momentum, are numbers.
+    """
+
+    def step(p, s, b, a, g, lr, weight_decay, alpha, take, eps, factor):
         g = gradient(p, g, weight_decay, decay, maximize)
-        s = alpha * s + (1 - alpha) * g * g
+        s = alpha * s + take * g * g
         variance = s
         if centered:
-            a = a + (1 - alpha) * (g - a)
+            a = a + take * (g - a)
             variance = s - a * a
         g = g / (gg.sqrt(variance) + eps)
         if momentum:
-            g = b = momentum_factor * b + g
-        return p - lr * g, s, a, b
+            g = b = factor * b + g
+        return p - lr * g, s, b, a
 
     @gg.foreach
-    def plain(p, s, g, *, lr, weight_decay, alpha, eps, factor):
-        p, s, _, _ = step(p, s, None, None, g, lr, weight_decay, alpha, eps, factor)
-        return p, s
+    def plain(p, s, g, *, lr, weight_decay, alpha, take, eps, factor):
+        return step(p, s, 0.0, 0.0, g, lr, weight_decay, alpha, take, eps, factor)[:2]
 
     @gg.foreach
-    def with_mean(p, s, a, g, *, lr, weight_decay, alpha, eps, factor):
-        p, s, a, _ = step(p, s, a, None, g, lr, weight_decay, alpha, eps, factor)
+    def with_buffer(p, s, b, g, *, lr, weight_decay, alpha, take, eps, factor):
+        return step(p, s, b, 0.0, g, lr, weight_decay, alpha, take, eps, factor)[:3]
+
+    @gg.foreach
+    def with_mean(p, s, a, g, *, lr, weight_decay, alpha, take, eps, factor):
+        p, s, _, a = step(p, s, 0.0, a, g, lr, weight_decay, alpha, take, eps, factor)
         return p, s, a
 
     @gg.foreach
-    def with_momentum(p, s, b, g, *, lr, weight_decay, alpha, eps, factor):
-        p, s, _, b = step(p, s, None, b, g, lr, weight_decay, alpha, eps, factor)
-        return p, s, b
+    def with_both(p, s, b, a, g, *, lr, weight_decay, alpha, take, eps, factor):
+        return step(p, s, b, a, g, lr, weight_decay, alpha, take, eps, factor)
 
-    @gg.foreach
-    def with_both(p, s, b, a, g, *, lr, weight_decay, alpha, eps, factor):
-        p, s, a, b = step(p, s, a, b, g, lr, weight_decay, alpha, eps, factor)
-        return p, s, b, a
-
-    return {
-        (False, False): plain,
-        (True, False): with_mean,
-        (False, True): with_momentum,
-        (True, True): with_both,
-    }[centered, momentum]
+    if momentum:
+        return with_both if centered else with_buffer
+    return with_mean if centered else plain
 
 
 class RMSprop(Optimizer):
@@ -105,6 +102,7 @@ class RMSprop(Optimizer):
                 lr=group["lr"],
                 weight_decay=weight_decay,
                 alpha=group["alpha"],
+                take=1 - group["alpha"],
                 eps=group["eps"],
                 factor=momentum,
             )

@@ -167,6 +167,15 @@ def test_dropout_drops_scales_and_rests():
     assert gg.equal(layer.eval()(x), x)
 
 
+@pytest.mark.parametrize("name", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (2, 3, 4, 5)])
+def test_softmax_chooses_a_dimension_as_torch_does(torch, rng, name, shape):
+    x = rng.standard_normal(shape, dtype=np.float32)
+    with pytest.warns(UserWarning, match="Implicit dimension"):
+        ours, theirs = getattr(nn, name)()(gg.tensor(x)), getattr(torch.nn, name)()(torch.tensor(x))
+    _close(ours, theirs)
+
+
 def test_batch_norm_buffers_follow_momentum_none():
     """The cumulative average over k batches is the mean of their statistics."""
     layer = nn.BatchNorm1d(2, momentum=None)

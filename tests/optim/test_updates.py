@@ -111,6 +111,24 @@ def test_in_float64_the_formulas_agree_to_rounding(torch, name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+def test_one_float32_step_is_exact_to_rounding(torch, name, options):
+    """Coefficients such as 1 - beta2 must not be rounded before they are subtracted."""
+    ours, theirs = Net(gg), Net(torch, "float64")
+    for p, q in zip(ours.params, theirs.params, strict=True):
+        p.grad = p.detach() * 0.5 + 0.25
+        q.grad = torch.tensor(p.grad.numpy().astype("float64"))
+        q.data.copy_(torch.tensor(p.detach().numpy()))
+    a = getattr(gg.optim, name)(ours.params, **options)
+    b = getattr(torch.optim, name)(theirs.params, **options)
+    a.step()
+    b.step()
+    for p, q in zip(ours.params, theirs.params, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=5e-7, atol=1e-7)
+        for key, value in b.state[q].items():
+            np.testing.assert_allclose(a.state[p][key].numpy(), value.numpy(), rtol=5e-7)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 def test_state_travels_to_torch_and_back(torch, name, options):
     """5 steps here, then the state into torch, 5 steps there, back, 5 more: as 15 in torch."""
     ours, theirs, judge = Net(gg), Net(torch), Net(torch)
