@@ -17,10 +17,10 @@ PACKAGE = ROOT / "gpugrad"
 # Lower may not import higher. Modules of one line may import each other.
 LAYERS = (
     {"dtypes", "errors", "config"},
-    {"backend", "random"},
+    {"backend"},
     {"codegen"},
     {"ops"},
-    {"tensor", "autograd", "eager", "creation", "foreach", "tree", "cuda"},
+    {"tensor", "autograd", "eager", "creation", "random", "foreach", "tree", "cuda"},
     {"functional", "functions", "func", "tape", "static", "testing"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},

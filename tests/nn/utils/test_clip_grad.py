@@ -56,6 +56,9 @@ def test_one_tensor_and_no_gradients():
         nn.utils.clip_grad_norm_((p for p in ()), 1.0)
 
 
+# inf * 0 is NaN on purpose here; that NumPy warns of it is the user's np.errstate.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # NumPy on inf * 0
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nonfinite_norms(bad):
     x = gg.ones(2, requires_grad=True)
@@ -64,3 +67,19 @@ def test_nonfinite_norms(bad):
         nn.utils.clip_grad_norm_([x], 1.0, error_if_nonfinite=True)
     assert x.grad[0].item() == 1.0
     assert not math.isfinite(nn.utils.clip_grad_norm_([x], 1.0).item())
+
+
+def test_half_precision_does_not_overflow():
+    x = gg.zeros(4, dtype=gg.float16, requires_grad=True)
+    x.grad = gg.full((4,), 1000.0, dtype=gg.float16)
+    assert nn.utils.clip_grad_norm_([x], 1.0).item() == pytest.approx(2000.0)
+    np.testing.assert_allclose(x.grad.numpy(), 0.5, rtol=1e-3)
+
+
+def test_gradients_with_history_are_clipped_without_recording():
+    x = gg.tensor([3.0, 4.0], requires_grad=True)
+    (x * x).sum().backward(create_graph=True)
+    grad = x.grad
+    nn.utils.clip_grad_norm_([x], 1.0)
+    assert x.grad is grad
+    assert grad.norm().item() == pytest.approx(1.0, rel=1e-5)
