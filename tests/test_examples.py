@@ -36,7 +36,8 @@ def test_every_example_is_tested() -> None:
 
 def test_lenet_tutorial() -> None:
     output = run(EXAMPLES / "lenet_torch_tutorial.py", "--epochs", "1")
-    assert accuracy_of(output) > 93.0
+    # torch with the same settings: 90.8 to 92.0 over three seeds
+    assert accuracy_of(output) > 88.0
 
 
 def test_linear_regression() -> None:
@@ -94,7 +95,8 @@ def test_tutorial_is_a_torch_script(tmp_path: Path) -> None:
     (tmp_path / "tutorial.py").write_text(head + "import argparse" + body)
     (tmp_path / "torchvision.py").write_text(TORCHVISION)
     output = run(tmp_path / "tutorial.py", "--epochs", "1", path=tmp_path)
-    assert accuracy_of(output) > 93.0
+    # torch with the same settings: 90.8 to 92.0 over three seeds
+    assert accuracy_of(output) > 88.0
 
 
 def test_readme_example(tmp_path: Path) -> None:

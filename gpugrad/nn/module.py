@@ -391,16 +391,12 @@ class Module:
 
     def _convert(self, convert: Callable[[gg.Tensor], gg.Tensor]) -> Self:
         """Convert every tensor; each stays the same object, so optimizers keep working."""
-        with gg.no_grad():
-            for param in self.parameters():
-                grad = param.grad
-                if grad is not None:
-                    param.grad = None
-                param.data = convert(param.detach())
-                if grad is not None:
-                    param.grad = convert(grad)
-            for buffer in self.buffers():
-                buffer.data = convert(buffer.detach())
+        for tensor in (*self.parameters(), *self.buffers()):
+            converted = convert(tensor.detach())
+            if converted.array is not tensor.array:
+                tensor.data = converted
+            if tensor.grad is not None:
+                tensor.grad = convert(tensor.grad.detach())
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -603,7 +599,9 @@ def _parse_to(*args: Any, device=None, dtype=None, non_blocking: bool = False) -
             device, dtype = arg.device, arg.dtype
         elif isinstance(arg, bool):
             non_blocking = arg
-        elif isinstance(arg, (str, int, gg.device)):
+        elif isinstance(arg, int):
+            device = f"cuda:{arg}"
+        elif isinstance(arg, (str, gg.device)):
             device = arg
         elif arg is not None:
             dtype = arg

@@ -282,8 +282,17 @@ def test_an_optimizer_made_before_a_conversion_goes_on_working():
 
 @pytest.mark.skipif("gg.cuda.is_available()")
 def test_cuda_without_a_gpu_is_a_clear_error():
-    with pytest.raises((RuntimeError, AssertionError, ImportError)):
-        nn.Linear(1, 1).cuda()
+    for move in (lambda m: m.cuda(), lambda m: m.cuda(0), lambda m: m.to(0)):
+        layer = nn.Linear(1, 1)
+        with pytest.raises((RuntimeError, AssertionError, ImportError)):
+            move(layer)
+        assert str(layer.weight.device) == "cpu"
+
+
+def test_a_conversion_that_changes_nothing_keeps_the_memory():
+    layer = nn.Linear(2, 2)
+    array = layer.weight.array
+    assert layer.to("cpu").float().weight.array is array
 
 
 def test_deepcopy_and_pickle(lenet):
