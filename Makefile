@@ -22,7 +22,7 @@ comma := ,
 .PHONY: train test lint bench gpu clean
 .DELETE_ON_ERROR:
 
-train: $(VENV)/.extra-train-jit
+train: $(VENV)/.extra-train
 	$(PY) -m gpugrad train $(ARGS)
 
 test: $(VENV)/.extra-dev $(if $(ORACLE),$(VENV)/.extra-oracle)
@@ -42,8 +42,8 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# .extra-train-jit stands for `pip install -e .[train,jit]` done with this pyproject.toml. The stamp is written last, so a
-# failed install leaves none and the next make tries again.
+# .extra-dev-cuda13 stands for `pip install -e .[dev,cuda13]` done with this pyproject.toml. The stamp is written last,
+# so a failed install leaves none and the next make tries again.
 $(VENV)/.extra-%: pyproject.toml setup.py $(VENV)/.created
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$(subst -,$(comma),$*)]"
 	@touch $@

@@ -83,6 +83,8 @@ def run_table(title: str, names: list[str], plan: Plan) -> list[Result]:
     from benchmarks.report import table
 
     console, results = Console(), []
+    if not console.is_terminal:
+        console = Console(width=140)  # into a file or a log: the whole table
     rows = {**ROWS, **OVERHEAD}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(title, total=len(names))

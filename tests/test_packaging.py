@@ -23,8 +23,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = (
         "import sys\n"
         "from setuptools import build_meta\n"
-        "print(build_meta.build_wheel(sys.argv[1]))\n"
-        "print(build_meta.build_sdist(sys.argv[1]))\n"
+        "target = sys.argv[1]\n"  # the backend puts its own arguments into sys.argv
+        "build_meta.build_wheel(target)\n"
+        "build_meta.build_sdist(target)\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code, str(target)],

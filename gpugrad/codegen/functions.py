@@ -39,14 +39,10 @@ def _special(xp) -> dict:
     """Primitives that are no ufunc of the array module."""
 
     def where(condition, a, b, out=None):
+        chosen = xp.where(condition, a, b)
         if out is None:
-            return xp.where(condition, a, b)
-        if out is condition or out is a:  # a recycled operand: select before overwriting
-            xp.copyto(out, xp.where(condition, a, b))
-            return out
-        if out is not b:
-            xp.copyto(out, b)
-        xp.copyto(out, a, where=condition)
+            return chosen
+        xp.copyto(out, chosen)  # 8 us a block; copyto(..., where=condition) takes 50
         return out
 
     if xp.__name__ == "numpy":

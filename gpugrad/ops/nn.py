@@ -158,49 +158,41 @@ def _max_pool(x, *, kernel, stride, dilation):
     return out
 
 
-def _first_maximum(x, out, kernel, stride, dilation, xp):
-    """Position ``i * kernel_w + j`` of the first maximum of every window in reading order, as torch
-    breaks ties."""
-    size = out.shape[-2:]
-    where = xp.full(out.shape, -1, xp.int16)
-    for i in reversed(range(kernel[0])):
-        for j in reversed(range(kernel[1])):
-            xp.copyto(
-                where,
-                xp.int16(i * kernel[1] + j),
-                where=_window(x, i, j, size, stride, dilation) == out,
-            )
-    return where
+def _maximum_masks(x, out, kernel, stride, dilation):
+    """For every offset in a window: where it holds the first maximum in reading order (torch's tie
+    rule)."""
+    remaining = None
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            hit = _window(x, i, j, out.shape[-2:], stride, dilation) == out
+            if remaining is None:
+                remaining = ~hit
+            else:
+                hit &= remaining
+                remaining ^= hit
+            yield i, j, hit
 
 
 def _max_pool_scatter(g, x, out, *, kernel, stride, dilation):
     """Send each cotangent to the first maximum of its window."""
     xp = array_module(g)
-    where = _first_maximum(x, out, kernel, stride, dilation, xp)
-    covered = kernel == stride and x.shape[-2:] == tuple(
-        n * k for n, k in zip(g.shape[-2:], kernel, strict=True)
-    )
+    size = g.shape[-2:]
+    tiled = tuple(n * k for n, k in zip(size, kernel, strict=True))
+    covered = kernel == stride and dilation == (1, 1) and x.shape[-2:] == tiled
     gx = backend_of(g).empty(x.shape, g.dtype) if covered else xp.zeros(x.shape, g.dtype)
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            target = _window(gx, i, j, g.shape[-2:], stride, dilation)
-            chosen = where == i * kernel[1] + j
-            if covered:  # windows tile the image: every element is written exactly once
-                xp.multiply(g, chosen, target)
-            else:
-                target += g * chosen
+    for i, j, hit in _maximum_masks(x, out, kernel, stride, dilation):
+        target = _window(gx, i, j, size, stride, dilation)
+        if covered:  # windows tile the image: every element is written exactly once
+            xp.multiply(g, hit, target)
+        else:
+            target += g * hit
     return gx
 
 
 def _max_pool_gather(h, x, out, *, kernel, stride, dilation):
-    xp = array_module(h)
-    where = _first_maximum(x, out, kernel, stride, dilation, xp)
-    result = xp.zeros(out.shape, h.dtype)
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            result += _window(h, i, j, out.shape[-2:], stride, dilation) * (
-                where == i * kernel[1] + j
-            )
+    result = array_module(h).zeros(out.shape, h.dtype)
+    for i, j, hit in _maximum_masks(x, out, kernel, stride, dilation):
+        result += _window(h, i, j, out.shape[-2:], stride, dilation) * hit
     return result
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gpugrad as gg
+from gpugrad.utils.blas import BlasInfo, blas_info
 
-__all__ = ["BlasInfo", "Report", "Row", "blas_info", "collect"]
+__all__ = ["Report", "Row", "add_arguments", "collect", "main"]
 
 
 class Row(NamedTuple):
@@ -34,17 +35,6 @@ class Report:
 
     sections: dict[str, list[Row]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class BlasInfo:
-    """The BLAS behind NumPy; ``kernel`` is the CPU whose code it chose, None is unknown."""
-
-    library: str
-    version: str
-    kernel: str | None = None
-    threads: int | None = None
-    file: str | None = None
 
 
 class _Optional(NamedTuple):
@@ -200,63 +190,6 @@ def _usable_cores() -> int:
 
 
 # ---- BLAS ----
-
-
-def blas_info() -> BlasInfo:
-    """Return which BLAS NumPy uses, its kernel and its number of threads.
-
-    The kernel and the threads are asked of the OpenBLAS that NumPy's wheels bring (or of any that
-    threadpoolctl, where it is installed, finds); Accelerate and MKL do not tell.
-
-    Example:
-        >>> from gpugrad.utils.environment import blas_info
-        >>> blas_info().library != ""
-        True
-    """
-    import numpy as np
-
-    configuration: Any = np.show_config(mode="dicts")
-    built = configuration["Build Dependencies"]["blas"]
-    library, version = str(built.get("name", "unknown")), str(built.get("version", "unknown"))
-    loaded = _ask_openblas() or _ask_threadpoolctl()
-    if loaded is None:
-        return BlasInfo(library, version)
-    kernel, threads, file = loaded
-    return BlasInfo(library, version, kernel, threads, file)
-
-
-def _ask_openblas() -> tuple[str, int, str] | None:
-    """Kernel, threads and file of the OpenBLAS beside NumPy, through its C interface."""
-    import numpy
-
-    package = Path(numpy.__file__).parent
-    folders = [package.with_name("numpy.libs"), package / ".dylibs"]
-    for file in (
-        file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*openblas*"))
-    ):
-        try:
-            library = ctypes.CDLL(str(file))
-        except OSError:
-            continue
-        # Wheels prefix and suffix the symbols so that several OpenBLAS can live in one process.
-        for prefix, suffix in (("scipy_", "64_"), ("", "64_"), ("scipy_", ""), ("", "")):
-            core = getattr(library, f"{prefix}openblas_get_corename{suffix}", None)
-            threads = getattr(library, f"{prefix}openblas_get_num_threads{suffix}", None)
-            if core is not None and threads is not None:
-                core.restype = ctypes.c_char_p
-                return core().decode(), int(threads()), str(file)
-    return None
-
-
-def _ask_threadpoolctl() -> tuple[str | None, int | None, str | None] | None:
-    try:
-        from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
-    except ModuleNotFoundError:
-        return None
-    for pool in threadpool_info():
-        if pool.get("user_api") == "blas":
-            return pool.get("architecture"), pool.get("num_threads"), pool.get("filepath")
-    return None
 
 
 def _blas_rows(blas: BlasInfo) -> list[Row]:

@@ -11,6 +11,7 @@ import pytest
 import gpugrad as gg
 from gpugrad import cli, io
 from gpugrad.train import command
+from gpugrad.utils.blas import blas_info
 from gpugrad.vision.idx import write_idx
 
 pytest.importorskip("safetensors", reason="pip install gpugrad[train]")
@@ -23,7 +24,7 @@ def train(*arguments):
 @pytest.fixture
 def quick(tmp_path):
     """Options of a run of a second."""
-    return ["--model", "mlp", "--subset", 200, "--batch-size", 32, "--out", tmp_path / "run"]
+    return ["--model", "mlp", "--subset", 96, "--batch-size", 16, "--out", tmp_path / "run"]
 
 
 def content(folder):
@@ -96,7 +97,7 @@ def test_four_epochs_equal_two_and_two(tmp_path, quick, capsys):
     assert_same(content(tmp_path / "half"), whole)
 
 
-@pytest.mark.parametrize("batches", [1, 10, 14])
+@pytest.mark.parametrize("batches", [1, 9, 12])
 def test_interrupted_anywhere_it_continues_exactly(tmp_path, quick, capsys, monkeypatch, batches):
     assert train(*quick, "--epochs", 3) == 0
     whole = content(tmp_path / "run")
@@ -245,6 +246,19 @@ def test_damaged_data(tmp_path, capsys):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0")
     assert train("--data", tmp_path, "--out", tmp_path / "run") == 2
     assert "train-images-idx3-ubyte is truncated" in capsys.readouterr().err
+
+
+def test_threads_hold_for_the_run_only(quick, monkeypatch):
+    during = []
+    monkeypatch.setattr(command._Guard, "on_batch_end", lambda *_: during.append(threads()))
+
+    def threads():
+        return gg.get_num_threads(), blas_info().threads
+
+    before = threads()
+    assert train(*quick, "--epochs", 1, "--threads", 1) == 0
+    assert set(during) <= {(1, 1), (1, None)}
+    assert threads() == before
 
 
 def test_without_safetensors(tmp_path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpugrad.utils import environment
-from gpugrad.utils.environment import BlasInfo
+from gpugrad.utils.blas import BlasInfo
 
 
 def run_info(capsys):
@@ -23,14 +23,6 @@ def test_report_has_versions_and_blas():
     assert versions["numpy"] == np.__version__
     assert versions["python"] == sys.version.split()[0]
     assert [row.name for row in report.sections["BLAS"]] == ["library", "kernel", "threads"]
-
-
-def test_blas_is_asked_at_run_time():
-    blas = environment.blas_info()
-    if "openblas" not in blas.library:
-        pytest.skip(f"NumPy uses {blas.library} here, which does not tell its kernel")
-    assert blas.kernel
-    assert blas.threads >= 1
 
 
 def test_optional_packages_are_not_imported(run_in_fresh_python):
