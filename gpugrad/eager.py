@@ -45,7 +45,8 @@ def recording() -> bool:
 def interpret(op: Op, args, params) -> Tensor:
     """Run an operation on tensors (and arrays and numbers among them) and record it."""
     values = [a.array if isinstance(a, Tensor) else a for a in args]
-    result = wrap(op.eval(*values, **params))
+    z = op.eval(*values, **params)
+    result = wrap(np.asarray(z) if isinstance(z, np.generic) else z)
     if op.is_view:
         _note_view(op, args[0], params, result)
     if not modes.unusual or modes.local.grad:

@@ -51,3 +51,11 @@ def test_in_place_cannot_enlarge():
 def test_integer_tensor_refuses_floats():
     with pytest.raises(RuntimeError, match="can't be cast"):
         gg.ones(2, dtype=gg.int64).mul_(1.5)
+
+
+def test_an_element_is_a_view_not_a_number():
+    x = gg.zeros(3)
+    x[1].add_(5.0)
+    assert x.tolist() == [0.0, 5.0, 0.0]
+    assert repr(gg.tensor([1, 2])[1]) == "tensor(2)"
+    assert x[gg.tensor(1)].item() == 5.0

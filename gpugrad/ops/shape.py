@@ -107,7 +107,8 @@ diagonal_scatter = linear(
 
 getslice = linear(
     "getslice",
-    lambda x, *, index: x[index],
+    # The ellipsis makes x[0] of a vector a zero-dimensional view; without it NumPy returns a scalar.
+    lambda x, *, index: x[index] if Ellipsis in index else x[(*index, Ellipsis)],
     lambda g, x, *, index: putslice(g, shape=x.shape, index=index),
     samples=lambda r: [
         ((r(4, 5),), {"index": (slice(1, 4, 2), slice(None, None, -1))}),
