@@ -107,7 +107,7 @@ diagonal_scatter = linear(
 
 getslice = linear(
     "getslice",
-    # The ellipsis makes x[0] of a vector a zero-dimensional view; without it NumPy returns a scalar.
+    # The ellipsis makes x[0] of a vector a 0-d view; without it NumPy returns a scalar.
     lambda x, *, index: x[index] if Ellipsis in index else x[(*index, Ellipsis)],
     lambda g, x, *, index: putslice(g, shape=x.shape, index=index),
     samples=lambda r: [
