@@ -73,6 +73,7 @@ def child_environment(threads: int) -> dict[str, str]:
     """What a measuring process inherits: this many threads, and no forced OpenBLAS kernel."""
     environment = dict(os.environ)
     environment.pop("OPENBLAS_CORETYPE", None)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an import is timed with its byte code
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[name] = str(threads)
     return environment

@@ -25,8 +25,7 @@ def seconds(value: float) -> str:
 
 
 def with_spread(spread: Spread, ops: int) -> str:
-    half = (spread.high - spread.low) / 2 / spread.median
-    return f"{seconds(spread.median / ops)} ±{half:.0%}"
+    return f"{seconds(spread.median / ops)} ±{spread.width / 2:.0%}"
 
 
 def row_of(name: str) -> Row:

@@ -7,6 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass
 
 WIDEST_SPREAD = 0.25  # of the median ratio; beyond it the machine was too noisy to say anything
+WIDEST_SAMPLES = 1.0  # of the median; beyond it the samples of one library decide nothing
 BUSY = 0.2  # cores used by other programs, from which times of several threads mean little
 
 
@@ -24,6 +25,11 @@ class Spread:
         low, median, high = statistics.quantiles(numbers, n=4, method="inclusive")
         return cls(median, low, high, min(numbers))
 
+    @property
+    def width(self) -> float:
+        """Interquartile range as a part of the median."""
+        return (self.high - self.low) / self.median
+
     def overlaps(self, other: Spread) -> bool:
         return self.low <= other.high and other.low <= self.high
 
@@ -38,14 +44,15 @@ class Comparison:
     @property
     def distinct(self) -> bool:
         """Whether the ratio is more than noise: quartiles lie apart, and the rounds agree."""
-        narrow = (self.ratio.high - self.ratio.low) <= WIDEST_SPREAD * self.ratio.median
-        return narrow and not self.ours.overlaps(self.theirs)
+        return self.ratio.width <= WIDEST_SPREAD and not self.ours.overlaps(self.theirs)
 
     @property
     def verdict(self) -> str:
-        """`met` or `missed` if three quarters of the rounds say so, else `unclear`."""
+        """`met` or `missed` if three quarters of steady enough rounds say so, else `unclear`."""
         if self.goal is None:
             return ""
+        if max(self.ours.width, self.theirs.width) > WIDEST_SAMPLES:
+            return "unclear"
         if self.ratio.high <= self.goal:
             return "met"
         return "missed" if self.ratio.low > self.goal else "unclear"

@@ -42,6 +42,12 @@ def test_rounds_that_disagree_give_no_ratio() -> None:
     assert not found.distinct
 
 
+def test_wild_samples_decide_nothing() -> None:
+    """All rounds say `met`, but one library's samples range over more than their median."""
+    wild = [[1.0, 10.0, 100.0]] * 4
+    assert compare(rounds(1, 1, 1, 1), wild, goal=0.5).verdict == "unclear"
+
+
 def test_disagreement_names_what_differs() -> None:
     good = {"losses": [2.0, 1.0], "state": [[3.0, 0.5]]}
     assert disagreement(good, {"losses": [2.0, 1.00005], "state": [[3.0, 0.5]]}) is None
