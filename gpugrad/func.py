@@ -21,7 +21,7 @@ from .functions import cat, reshape, stack, to
 from .functions import sum as sum_all
 from .ops.core import Op, apply, register_interpreter, zeros_like
 from .ops.shape import alias
-from .tensor import Tensor, share_memory, wrap
+from .tensor import Tensor, share_memory, version_of, wrap
 
 # ------------------------------------------------------------------------------------------------
 # forward mode
@@ -43,7 +43,7 @@ def _dual(primal: Tensor, tangent: Tensor, level: int) -> Dual:
     d = Dual.__new__(Dual)
     d.array = primal.array
     d.grad = d._node = d._view = None
-    d._version = primal._version
+    d._version = version_of(primal)
     d.primal, d.tangent, d.level = primal, tangent, level
     return d
 

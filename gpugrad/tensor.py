@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backend import arrays as backend_arrays
 from .backend.device import device as device_class
-from .errors import at, user_line
+from .errors import user_line
 
 _ndarray = backend_arrays._ndarray
 
@@ -47,15 +47,15 @@ class Tensor:
     """
 
     # _version is [time of the last in-place write, its line, weak references of views...], shared
-    # by all tensors over
-    # the same memory. _view is None or (base tensor, operations that lead from it to this view).
+    # by all tensors over the same memory; None until it is needed (see version_of).
+    # _view is None or (base tensor, operations that lead from it to this view).
     __slots__ = ("__weakref__", "_node", "_version", "_view", "array", "grad")
 
     if TYPE_CHECKING:  # installed by functions.py from the operations of the same names
         array: Any
         grad: Tensor | None
         _node: Any
-        _version: list
+        _version: list | None
         _view: Any
 
         def __getattr__(self, name: str) -> Any: ...
@@ -91,11 +91,11 @@ class Tensor:
 
     def __init__(self, data=None, *, requires_grad: bool = False):
         if isinstance(data, Tensor):
-            array, version = data.array, data._version
+            array, version = data.array, version_of(data)
         elif backend_arrays.is_array(data):
-            array, version = data, [0, None]
+            array, version = data, None
         elif data is None:
-            array, version = backend_arrays.new_array([], _default_dtype()), [0, None]
+            array, version = backend_arrays.new_array([], _default_dtype()), None
         else:
             raise TypeError(
                 f"Tensor() takes a NumPy or CuPy array, got {type(data).__name__}; use "
@@ -236,12 +236,12 @@ class Tensor:
     @data.setter
     def data(self, value: Tensor) -> None:
         self.array = value.array
-        self._version = [0, None]
+        self._version = None
 
     @property
     def version(self) -> int:
         """When this memory was last written in place (0: never)."""
-        return self._version[0]
+        return 0 if self._version is None else self._version[0]
 
     # ---- Python's protocols
 
@@ -397,22 +397,29 @@ def wrap(array) -> Tensor:
     t.array = array
     t.grad = None
     t._node = None
-    t._version = [0, None]
-    t._view = None
+    t._version = t._view = None
     return t
+
+
+def version_of(tensor: Tensor) -> list:
+    """The version that a tensor shares with all others over its memory, made on first use."""
+    if tensor._version is None:
+        tensor._version = [0, None]
+    return tensor._version
 
 
 def bump_version(tensor: Tensor) -> None:
     """Note that the memory of a tensor was just written in place, and by which line."""
+    version = version_of(tensor)
     with clock.lock:
         clock.now += 1
-        tensor._version[0] = clock.now
-    tensor._version[1] = user_line()
+        version[0] = clock.now
+    version[1] = user_line()
 
 
 def share_memory(view: Tensor, source: Tensor) -> None:
     """Let two tensors over the same memory share one version."""
-    version = view._version = source._version
+    version = view._version = version_of(source)
     if len(version) > 64:  # drop references to views that are gone
         version[2:] = [r for r in version[2:] if r() is not None]
     version.append(weakref.ref(view))
@@ -420,11 +427,7 @@ def share_memory(view: Tensor, source: Tensor) -> None:
 
 def views_of(tensor: Tensor) -> list[Tensor]:
     """The tensors alive that were made as views or aliases of this memory."""
-    return [v for v in (r() for r in tensor._version[2:]) if v is not None]
-
-
-def written_at(tensor_version: list) -> str:
-    return at(tensor_version[1])
+    return [v for v in (r() for r in version_of(tensor)[2:]) if v is not None]
 
 
 def _format(t: Tensor) -> str:

@@ -22,20 +22,19 @@ from ..ops.shape import cast, sum_to
 from ..tensor import Tensor, bump_version, clock, wrap
 
 _new = object.__new__
-_PLAIN = frozenset((type(None), float, int, bool, _ndarray, Meta))
-_FREED = object()
 
 
 class Node:
-    """One record. ``vjp`` turns the cotangent of the output into those of the edges."""
+    """One record. ``run`` turns the cotangent of the output into those of the edges."""
 
-    # edges: records of the arguments (None: needs no gradient). saved: tensors, arrays, numbers or
-    # Meta.
+    # edges: records of the arguments (None: needs no gradient).
+    # saved: tensors, arrays, numbers or Meta; () where nothing was saved.
     # out: the output's array where the derivative reads it; only then out_version is set, to see
-    # in-place writes to it. time: the clock of in-place writes when the record was made. shape: of
-    # the
-    # output.
-    __slots__ = ("__weakref__", "edges", "out", "out_version", "saved", "shape", "time")
+    #   in-place writes to it.
+    # time: the clock of in-place writes when the record was made; -1 once the values are released.
+    # shape: of the output.
+    # run: function (record, cotangent) -> cotangents of the edges, all of them arrays.
+    __slots__ = ("__weakref__", "edges", "out", "out_version", "run", "saved", "shape", "time")
 
     @property
     def line(self):
@@ -54,19 +53,25 @@ class Node:
     def __repr__(self):
         return f"<{self.name}>"
 
-    def arrays(self, g) -> Sequence:
-        """Cotangents of the edges as arrays, from one as an array."""
-        raise NotImplementedError
-
     def tensors(self, g) -> Sequence:
-        """The same on tensors, recording if recording is on."""
+        """What ``run`` does, on tensors: recording if recording is on."""
         raise NotImplementedError
 
     def release(self) -> None:
-        """Forget the saved values."""
-        if self.out is not None or any(s.__class__ not in _UNCOUNTED for s in self.saved):
-            self.saved = _FREED
-            self.out = None
+        """Forget the saved values; a second backward is an error from now on."""
+        self.saved, self.out, self.time = (), None, -1
+
+    def check(self) -> None:
+        """Raise if saved values are gone or were written in place. Needed only if the clock moved
+        on."""
+        time = self.time
+        if time < 0:
+            raise RuntimeError(_TWICE)
+        if self.out is not None and self.out_version[0] > time:
+            raise self.stale(None, self.out_version)
+        for position, s in enumerate(self.saved):
+            if s.__class__ not in _PLAIN and s._version is not None and s._version[0] > time:
+                raise self.stale(position, s._version)
 
     def stale(self, position: int | None, version: list):
         """The error for a saved value that was written in place since."""
@@ -74,30 +79,20 @@ class Node:
         saved_at = at(self.line) if self.line else " (set_detect_anomaly(True) shows the line)"
         return SavedTensorError(
             "one of the variables needed for gradient computation has been modified by an inplace "
-            "operation: "
-            f"{self.name} saved {what}{saved_at}, and it was written in place{at(version[1])}. "
-            "Write to a clone() instead, or compute the gradient before writing."
+            f"operation: {self.name} saved {what}{saved_at}, and it was written in place"
+            f"{at(version[1])}. Write to a clone() instead, or compute the gradient before writing."
         )
 
     def saved_arrays(self) -> list:
         """The saved values as arrays, after checking that they are what was saved."""
-        saved = self.saved
-        if saved is _FREED:
-            raise RuntimeError(_TWICE)
-        if self.out is not None and self.out_version[0] > self.time:
-            raise self.stale(None, self.out_version)
-        values = []
-        for s in saved:
-            if s.__class__ not in _PLAIN:
-                if s._version[0] > self.time:
-                    raise self.stale(len(values), s._version)
-                s = s.array
-            values.append(s)
-        return values
+        if self.time != clock.now:
+            self.check()
+        return [s if s.__class__ in _PLAIN else s.array for s in self.saved]
 
     def saved_tensors(self) -> tuple:
         """The saved values with their history, and the output attached to this record."""
-        self.saved_arrays()  # the checks
+        if self.time != clock.now:
+            self.check()
         out = None
         if self.out is not None:
             out = wrap(self.out)
@@ -105,14 +100,13 @@ class Node:
         return self.saved, out
 
 
+_PLAIN = frozenset((type(None), float, int, bool, complex, _ndarray, Meta))
 lines: weakref.WeakKeyDictionary[Node, tuple] = weakref.WeakKeyDictionary()
-_UNCOUNTED = frozenset((type(None), float, int, bool, Meta))
 _TWICE = (
     "Trying to backward through the graph a second time (or directly access saved tensors after "
-    "they have already been "
-    "freed). Saved intermediate values of the graph are freed when you call .backward() or "
-    "autograd.grad(). Specify "
-    "retain_graph=True if you need to backward through the graph a second time."
+    "they have already been freed). Saved intermediate values of the graph are freed when you call "
+    ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
+    "graph a second time."
 )
 
 
@@ -126,36 +120,68 @@ class ElementwiseNode(Node):
     def name(self) -> str:
         return f"{self.rule.op.name}Backward"
 
-    def arrays(self, g):
-        values = self.saved_arrays()
-        rule = self.rule
-        if g.__class__ is _ndarray and self.shape and g.nbytes < LARGE:
-            function = rule.run_small(g.dtype)
-            result = function(g, *values) if self.out is None else function(g, self.out, *values)
-            return result if result.__class__ is list else (result,)
-        return rule.run_arrays(g, self.out, values)
-
     def tensors(self, g):
         saved, out = self.saved_tensors()
-        return self.rule.run_ops(g, out, saved)
+        return [
+            d if d.shape == edge.shape else sum_to(d, shape=edge.shape)
+            for d, edge in zip(self.rule.run_ops(g, out, saved), self.edges, strict=True)
+        ]
+
+
+def run_elementwise(node: ElementwiseNode, g) -> list:
+    """Cotangents of any dtype, device and size; each summed to the shape of its argument."""
+    parts = node.rule.run_arrays(g, node.out, node.saved_arrays())
+    return [
+        d if d.shape == edge.shape else sum_to(d, shape=edge.shape)
+        for d, edge in zip(parts, node.edges, strict=True)
+    ]
+
+
+def make_elementwise_node(rule, edges, args, out, version, shape) -> ElementwiseNode:
+    """A record of an elementwise operation; the short paths in eager.py write this out."""
+    n = _new(ElementwiseNode)
+    n.rule, n.run = rule, run_elementwise
+    n.edges = tuple(e for e, need in zip(edges, rule.needs, strict=True) if need)
+    n.saved = tuple(args[i] for i in rule.read)
+    n.out, n.out_version = out, version
+    n.shape, n.time = shape, clock.now
+    return n
 
 
 class OpNode(Node):
     """The record of any other operation of the table."""
 
-    __slots__ = ("needs", "op", "params")
+    __slots__ = ("op", "params", "plan")
 
     @property
     def name(self) -> str:
         return f"{self.op.name}Backward"
 
-    def arrays(self, g):
-        values = self.saved_arrays()
-        return self.op.vjp(g, self.out, values, self.params, self.needs)
-
     def tensors(self, g):
         saved, out = self.saved_tensors()
-        return self.op.vjp(g, out, saved, self.params, self.needs)
+        return self.op.vjp(g, out, saved, self.params, self.plan.needs)
+
+    def release(self) -> None:
+        """Shapes and dtypes alone may be used again, as in torch."""
+        if self.plan.holds_values:
+            super().release()
+
+
+def run_op(node: OpNode, g) -> Sequence:
+    """Cotangents by the rule of the operation's kind, which must have the arguments' shapes."""
+    parts = node.op.vjp(g, node.out, node.saved_arrays(), node.params, node.plan.needs)
+    for k, edge in enumerate(node.edges):
+        if edge is None or (d := parts[k]) is None:
+            continue
+        if d.shape != edge.shape:
+            raise RuntimeError(
+                f"{node.name} returned a gradient of shape {tuple(d.shape)} for an argument of "
+                f"shape {tuple(edge.shape)}"
+            )
+        if not edge.shape:  # NumPy's functions return scalars for zero-dimensional arrays
+            parts = list(parts)
+            parts[k] = array_module(d).asarray(d)
+    return parts
 
 
 class Leaf(Node):
@@ -194,13 +220,11 @@ class Part(Node):
 
     def __init__(self, parent: Node, index: int, shape):
         self.edges = (parent,)
-        self.index, self.shape = index, shape
+        self.index, self.shape, self.run = index, shape, Part.tensors
         self.saved, self.out, self.time = (), None, 0
 
-    def arrays(self, g):
+    def tensors(self, g):
         return (Parts({self.index: g}),)
-
-    tensors = arrays
 
 
 # ------------------------------------------------------------------------------------------------
@@ -256,29 +280,32 @@ def _count_users_towards(roots: Sequence[Node], targets: set[Node]) -> dict[Node
     return users
 
 
-def _fit(node: Node, d, edge: Node):
-    """Sum a cotangent over the axes along which the argument was broadcast; any other mismatch is a
-    wrong rule."""
-    if isinstance(d, Parts):
-        return d
-    if isinstance(node, ElementwiseNode):
-        return sum_to(d, shape=edge.shape)
-    raise RuntimeError(
-        f"{node.name} returned a gradient of shape {tuple(d.shape)} for an argument of shape "
-        f"{tuple(edge.shape)}"
-    )
-
-
-def _add(a, b):
-    """The sum of two cotangents; NumPy makes a scalar of two zero-dimensional arrays, which stays
-    an array here."""
+def _sum(a, b):
+    """The sum of two cotangents, either of which may be missing."""
+    if a is None or b is None:
+        return b if a is None else a
+    if a.__class__ is Parts:
+        return _merge(a, b)
     total = a + b
+    # NumPy makes a scalar of two zero-dimensional arrays
     return total if total.__class__ is a.__class__ else array_module(a).asarray(total)
+
+
+def _collect(entry: list, d, may_write: bool) -> None:
+    """Add a cotangent to ``entry[1]``, into its memory if that is large and nobody else sees it."""
+    old = entry[1]
+    if may_write and d is not None and old.__class__ is _ndarray and old.nbytes >= LARGE:
+        entry[1] = None
+        if exclusive(old):
+            old += d
+            entry[1] = old
+            return
+    entry[1] = _sum(old, d)
 
 
 def _merge(old: Parts, new: Parts) -> Parts:
     for index, d in new.items():
-        old[index] = _add(old[index], d) if index in old else d
+        old[index] = _sum(old.get(index), d)
     return old
 
 
@@ -286,21 +313,20 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
     """The backward pass. Returns the captured cotangents by record; without ``capture``, leaves
     accumulate.
 
-    Works on plain arrays unless ``with_tensors`` (double backward, or forward-mode tangents
-    inside).
+    ``users`` counts the cotangents each record will receive from others; a record runs when all
+    have come. While it waits, its entry is ``[still to come, their sum so far]``. Works on plain
+    arrays unless ``with_tensors`` (double backward, or forward-mode tangents inside).
     """
-    pending: dict[Node, object] = {}  # cotangents of records that wait for more
-    for root, seed in zip(roots, seeds, strict=True):
-        pending[root] = _add(pending[root], seed) if root in pending else seed
-    ready = [(r, pending.pop(r)) for r in dict.fromkeys(roots) if users.get(r) == 0]
+    ready = _start(roots, seeds, users)
     seeds = None
     captured: dict[Node, object] = {}
     hooked = bool(_hooks) or bool(_retained)
+    observed = hooked or capture is not None
     anomaly = modes.unusual and modes.local.anomaly
-    take, push = pending.pop, ready.append
+    take, push, waiting = ready.pop, ready.append, users.get
     while ready:
-        node, g = ready.pop()
-        if g is not None:
+        node, g = take()
+        if observed and g is not None:
             if hooked:
                 g = _call_hooks(node, g)
             if capture is not None and node in capture:
@@ -313,43 +339,41 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
         if g is None:  # nothing but missing cotangents arrived: pass that on
             parts = (None,) * len(edges)
         else:
-            parts = node.tensors(g) if with_tensors else node.arrays(g)
+            parts = node.tensors(g) if with_tensors else node.run(node, g)
             if anomaly:
                 _check_anomaly(node, parts)
-            if not keep:
+            if not keep and (node.saved or node.out is not None):
                 node.release()
-            g = None
         for edge, d in zip(edges, parts):
-            if edge is None:
-                continue
-            left = users.get(edge)
-            if left is None:
-                continue  # leads to nothing that was asked for
-            if d is not None and d.__class__ is not Parts:
-                if d.shape != edge.shape:
-                    d = _fit(node, d, edge)
-                elif not edge.shape and not with_tensors:
-                    d = array_module(d).asarray(d)  # NumPy turns 0-d results into scalars
-            if left > 1 or pending:
-                old = take(edge, None)
-                if old is not None:
-                    if d is None:
-                        d = old
-                    elif d.__class__ is Parts:
-                        d = _merge(old, d)
-                    elif not with_tensors and exclusive(old):
-                        old += d
-                        d = old
-                    else:
-                        d = _add(old, d)
+            left = waiting(edge)
             if left == 1:
                 push((edge, d))
-            else:
-                users[edge] = left - 1
-                if d is not None:
-                    pending[edge] = d
-        parts = d = old = None  # a reference left here would forbid writing into the next gradient
+            elif left.__class__ is int:
+                users[edge] = [left - 1, d]
+            elif left is not None:  # None: no gradient needed, or leads to nothing asked for
+                _collect(left, d, not with_tensors)
+                left[0] -= 1
+                if not left[0]:
+                    push((edge, left.pop()))
+        # a reference left here would forbid writing into the next gradient
+        g = parts = d = left = None
     return captured
+
+
+def _start(roots, seeds, users) -> list[tuple]:
+    """The roots that wait for no other, with their seeds; the others take theirs as a first
+    part."""
+    first: dict[Node, object] = {}
+    for root, seed in zip(roots, seeds, strict=True):
+        first[root] = _sum(first.get(root), seed)
+    ready = []
+    for root, seed in first.items():
+        if root in users:
+            if users[root]:
+                users[root] = [users[root], seed]
+            else:
+                ready.append((root, seed))
+    return ready
 
 
 def _accumulate(leaf: Leaf, g, owned: bool) -> None:
@@ -573,20 +597,10 @@ def grad(
     return tuple(results)
 
 
-def make_elementwise_node(rule, edges, args, out, version, shape) -> ElementwiseNode:
-    """A record of an elementwise operation; the short paths write this out."""
-    n = _new(ElementwiseNode)
-    n.rule = rule
-    n.edges = tuple(e for e, need in zip(edges, rule.needs, strict=True) if need)
-    n.saved = tuple(args[i] for i in rule.read)
-    n.out, n.out_version = out, version
-    n.shape, n.time = shape, clock.now
-    return n
 
-
-def make_op_node(op: Op, edges, saved, out, version, shape, params, needs) -> OpNode:
+def make_op_node(op: Op, edges, saved, out, version, shape, params, plan) -> OpNode:
     """A record of another operation."""
     n = _new(OpNode)
-    n.op, n.edges, n.saved, n.out, n.out_version = op, edges, saved, out, version
-    n.shape, n.time, n.params, n.needs = shape, clock.now, params, needs
+    n.op, n.run, n.edges, n.saved, n.out, n.out_version = op, run_op, edges, saved, out, version
+    n.shape, n.time, n.params, n.plan = shape, clock.now, params, plan
     return n

@@ -6,8 +6,8 @@ from __future__ import annotations
 from ..backend.arrays import array_module
 from ..config import grad_mode, modes
 from ..errors import user_line
-from ..tensor import Tensor, clock, wrap
-from .engine import _FREED, _TWICE, Node, Part, Parts, lines
+from ..tensor import Tensor, clock, version_of, wrap
+from .engine import _TWICE, Node, Part, Parts, lines
 
 
 class Context:
@@ -57,11 +57,11 @@ class FunctionNode(Node):
         return f"{self.function.__name__}Backward"
 
     def unpack(self) -> tuple:
-        if self.saved is _FREED:
+        if self.time < 0:
             raise RuntimeError(_TWICE)
         tensors = []
         for position, (t, own_output) in enumerate(self.saved):
-            if t is not None and t._version[0] > self.time:
+            if t is not None and t._version is not None and t._version[0] > self.time:
                 raise self.stale(position, t._version)
             # an output was saved without its record, to avoid a cycle: attach it
             if own_output is not None:
@@ -71,10 +71,6 @@ class FunctionNode(Node):
                 t = attached
             tensors.append(t)
         return tuple(tensors)
-
-    def release(self) -> None:
-        if self.saved:
-            self.saved = _FREED
 
     def _cotangents(self, g) -> list:
         parts = g if isinstance(g, Parts) else Parts({0: g})
@@ -96,8 +92,9 @@ class FunctionNode(Node):
         return results
 
     def arrays(self, g):
+        """What ``tensors`` does, without recording."""
         with grad_mode(False):
-            results = self._check(self.function.backward(self.context, *self._cotangents(g)))
+            results = self.tensors(g)
         return [r if r is None else r.array for r in results]
 
     def tensors(self, g):
@@ -166,7 +163,7 @@ class Function:
 def _record(function, ctx, edges, args, results):
     node = object.__new__(FunctionNode)
     node.edges, node.function, node.context = edges, function, ctx
-    node.out, node.time = None, clock.now
+    node.out, node.time, node.run = None, clock.now, FunctionNode.arrays
     if modes.unusual and modes.local.anomaly:
         lines[node] = user_line()
     inputs = {id(a) for a in args if isinstance(a, Tensor)}
@@ -189,7 +186,7 @@ def _record(function, ctx, edges, args, results):
         # an input returned as it is: the result is a tensor of its own
         if id(r) in inputs and id(r) not in ctx._dirty:
             alias = wrap(r.array)
-            alias._version = r._version
+            alias._version = version_of(r)
             r_out = alias
         else:
             r_out = r

@@ -43,7 +43,7 @@ class Program:
             source, constants = _direct_source(
                 self.outputs, self.inputs, self.full if reuse else ()
             )
-            compiled = self._compiled[key] = _compile(source, functions, constants, dtype)
+            compiled = self._compiled[key] = compile_program(source, functions, constants, dtype)
         return compiled
 
     def block(self, functions, in_place: Sequence[str | None], dtype=None):
@@ -53,13 +53,14 @@ class Program:
         compiled = self._compiled.get(key)
         if compiled is None:
             source, constants, floats, bools = _block_source(self.outputs, self.inputs, in_place)
-            function = _compile(source, functions, constants, dtype)
+            function = compile_program(source, functions, constants, dtype)
             compiled = self._compiled[key] = (function, floats, bools)
         return compiled
 
 
-def _compile(source: str, functions, constants: dict, dtype):
-    namespace = dict(functions.table)
+def compile_program(source: str, functions, constants: dict, dtype, **names):
+    """The function ``program`` of a source; constants become arrays of a dtype if one is given."""
+    namespace = {**functions.table, **names}
     for name, value in constants.items():
         namespace[name] = value if dtype is None else functions.xp.array(value, dtype)
     exec(compile(source, "<gpugrad array program>", "exec"), namespace)
@@ -110,6 +111,17 @@ def _last_uses(order: list[Expr], outputs: Sequence[Expr]) -> dict[int, int]:
 
 
 def _direct_source(outputs, inputs, full) -> tuple[str, dict]:
+    lines, results, constants = straight_line(outputs, full)
+    returned = results[0] if len(results) == 1 else f"[{', '.join(results)}]"
+    head, tail = f"def program({', '.join(inputs)}):", f"    return {returned}"
+    return "\n".join([head, *lines, tail]), constants
+
+
+def straight_line(outputs, full=()) -> tuple[list[str], list[str], dict]:
+    """The statements that compute the outputs, the text of each output, and the constants by name.
+
+    Temporaries known to have the shape of the inputs in ``full`` are overwritten once they die.
+    """
     order = topological(outputs)
     last = _last_uses(order, outputs)
     names = _Names(order)
@@ -131,10 +143,7 @@ def _direct_source(outputs, inputs, full) -> tuple[str, dict]:
         names.of[id(e)] = name
         owned[id(e)] = boolean
     results = [repr(e.args[0]) if e.op == "const" else names(e) for e in outputs]
-    lines.append(
-        f"    return {results[0] if len(results) == 1 else '[' + ', '.join(results) + ']'}"
-    )
-    return "\n".join([f"def program({', '.join(inputs)}):", *lines]), names.constants
+    return lines, results, names.constants
 
 
 def _block_source(outputs, inputs, in_place) -> tuple[str, dict, int, int]:

@@ -47,26 +47,39 @@ def register_interpreter(cls: type, level: int, interpret: Callable) -> None:
 def apply(op: Op, args: Sequence, params: dict) -> Any:
     """The one interception point: every operation, whoever calls it, passes here or takes a short
     cut equal to it."""
-    best_level, best = -1, None
+    best = None
     for a in args:
         found = _INTERPRETERS.get(a.__class__)
-        if found is not None and found[0] > best_level:
-            best_level, best = found
-    return op.eval(*args, **params) if best is None else best(op, args, params)
+        if found is not None and (best is None or found[0] > best[0]):
+            best = found
+    return op.eval(*args, **params) if best is None else best[1](op, args, params)
 
 
 class Meta:
     """Shape, dtype and array module of an argument whose values a rule does not read (and which is
     not saved)."""
 
-    __slots__ = ("dtype", "like", "shape")
+    __slots__ = ("dtype", "ndim", "shape")
 
     def __init__(self, array):
-        self.shape, self.dtype = array.shape, array.dtype
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
+
+class SavePlan:
+    """What a record of an operation keeps for one set of arguments that have a history.
+
+    ``needs`` are those of them that get a gradient, ``reads`` those whose values are saved; the
+    others are saved as ``Meta``.
+    """
+
+    __slots__ = ("holds_values", "needs", "reads", "reads_output", "wanted")
+
+    def __init__(self, op: Op, history: tuple[bool, ...]):
+        self.needs = tuple(h and op.differentiable(i) for i, h in enumerate(history))
+        self.wanted = any(self.needs)
+        self.reads = tuple(op.reads(i, self.needs) for i in range(len(history)))
+        self.reads_output = op.reads_output(self.needs)
+        self.holds_values = self.reads_output or any(self.reads)
 
 
 class Op:
@@ -81,7 +94,7 @@ class Op:
         if name in REGISTRY:
             raise ValueError(f"operation {name!r} is stated twice")
         self.name, self.eval, self.samples = name, eval, samples
-        self._save_plans: dict[tuple, tuple] = {}
+        self._save_plans: dict[tuple, SavePlan] = {}
         REGISTRY[name] = self
 
     def __call__(self, *args, **params):
@@ -102,12 +115,11 @@ class Op:
     def reads_output(self, needs: Sequence[bool]) -> bool:
         raise NotImplementedError
 
-    def save_plan(self, needs: tuple[bool, ...]) -> tuple[tuple[bool, ...], bool]:
-        """``reads`` of every argument and ``reads_output``, decided once per set of needs."""
-        plan = self._save_plans.get(needs)
+    def save_plan(self, history: tuple[bool, ...]) -> SavePlan:
+        """What to save when these arguments have a history; decided once."""
+        plan = self._save_plans.get(history)
         if plan is None:
-            reads = tuple(self.reads(i, needs) for i in range(len(needs)))
-            plan = self._save_plans[needs] = (reads, self.reads_output(needs))
+            plan = self._save_plans[history] = SavePlan(self, history)
         return plan
 
     def vjp(self, g, out, args, params, needs) -> Sequence:
@@ -239,15 +251,16 @@ class Rule:
     what must be saved. Cotangents come back for the arguments that need one only.
     """
 
+    # run32, run64: what the short paths put into their records, see eager.py.
     __slots__ = (
-        "_by_dtype",
-        "_constants",
         "needs",
         "op",
         "outputs",
         "program",
         "read",
         "reads_output",
+        "run32",
+        "run64",
         "save",
     )
 
@@ -263,26 +276,7 @@ class Rule:
         self.program = Program(
             self.outputs, names, ["g", "y", *(op.names if op.arity == 1 else [])]
         )
-        self._constants = any(e.op == "const" for e in self.outputs)
-        self._by_dtype: dict = {}
-
-    def run_small(self, dtype) -> Callable:
-        """``f(g, y?, read arguments...) -> cotangents`` for small NumPy arrays of a dtype, with
-        dimensions."""
-        function = self._by_dtype.get(dtype)
-        if function is None:
-            compute = self.program.direct(functions_for(array_module(1.0)), dtype)
-            function = compute
-            if self._constants:
-
-                def function(g, *args):
-                    results = compute(g, *args)
-                    results = [results] if len(self.outputs) == 1 else results
-                    results = [_materialise(r, g) for r in results]
-                    return results[0] if len(results) == 1 else results
-
-            self._by_dtype[dtype] = function
-        return function
+        self.run32 = self.run64 = None
 
     def run_arrays(self, g, out, read_args) -> list:
         """Cotangents as arrays: fresh ones, or ``g`` itself where the partial is 1."""
