@@ -12,9 +12,10 @@ from .backend.arrays import array_module
 from .backend.numpy import xp as np
 from .eager import elementwise
 from .functions import flatten as flatten
-from .functions import log_softmax, relu, sigmoid, softmax, tanh
+from .functions import log_softmax, overwrite, sigmoid, softmax, tanh
 from .ops import elementwise as e
 from .ops import index as index_ops
+from .ops import linalg
 from .ops import nn as nn_ops
 from .ops import shape
 from .tensor import Tensor, wrap
@@ -24,14 +25,40 @@ _pad_zeros = shape.pad
 # ------------------------------------------------------------------------------------------------
 # activations
 
-silu = functions._public(e.silu, functions.unary)
-mish = functions._public(e.mish, functions.unary)
-relu6 = functions._public(e.relu6, functions.unary)
 logsigmoid = functions._public(e.log_sigmoid, functions.unary)
-_gelu, _gelu_tanh = (
-    functions._public(e.gelu, functions.unary),
-    functions._public(e.gelu_tanh, functions.unary),
+_relu = functions.relu
+_silu, _mish, _relu6, _gelu, _gelu_tanh = (
+    functions._public(op, functions.unary) for op in (e.silu, e.mish, e.relu6, e.gelu, e.gelu_tanh)
 )
+
+
+def relu(input, inplace: bool = False) -> Tensor:
+    """``max(x, 0)``; the gradient at 0 is 0. ``inplace`` overwrites the input.
+
+    >>> import gpugrad as gg
+    >>> import gpugrad.nn.functional as F
+    >>> x = gg.tensor([-1.0, 2.0])
+    >>> F.relu(x, inplace=True) is x
+    True
+    >>> x
+    tensor([0., 2.])
+    """
+    return overwrite(input, _relu) if inplace else _relu(input)
+
+
+def relu6(input, inplace: bool = False) -> Tensor:
+    """``min(max(x, 0), 6)``; no gradient at the bounds."""
+    return overwrite(input, _relu6) if inplace else _relu6(input)
+
+
+def silu(input, inplace: bool = False) -> Tensor:
+    """``x * sigmoid(x)``. Source: Elfwing et al., 2017."""
+    return overwrite(input, _silu) if inplace else _silu(input)
+
+
+def mish(input, inplace: bool = False) -> Tensor:
+    """``x * tanh(softplus(x))``. Source: Misra, 2019."""
+    return overwrite(input, _mish) if inplace else _mish(input)
 
 
 def gelu(input, *, approximate: str = "none") -> Tensor:
@@ -47,18 +74,24 @@ def gelu(input, *, approximate: str = "none") -> Tensor:
     raise RuntimeError(f"approximate argument must be either none or tanh, got {approximate!r}")
 
 
-def leaky_relu(input, negative_slope: float = 0.01) -> Tensor:
+def leaky_relu(input, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """``x`` where positive, else ``negative_slope * x``."""
+    if inplace:
+        return overwrite(input, leaky_relu, negative_slope)
     return elementwise(e.leaky_relu, (input, negative_slope))
 
 
-def elu(input, alpha: float = 1.0) -> Tensor:
+def elu(input, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """``x`` where positive, else ``alpha * (exp(x) - 1)``."""
+    if inplace:
+        return overwrite(input, elu, alpha)
     return elementwise(e.elu, (input, float(alpha)))
 
 
-def selu(input) -> Tensor:
+def selu(input, inplace: bool = False) -> Tensor:
     """Self-normalising ELU; constants of Klambauer et al., 2017."""
+    if inplace:
+        return overwrite(input, selu)
     return elu(input, 1.6732632423543772) * 1.0507009873554805
 
 
@@ -67,8 +100,12 @@ def softplus(input, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     return elementwise(e.softplus, (input, float(beta), float(threshold)))
 
 
-def hardtanh(input, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+def hardtanh(
+    input, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Tensor:
     """Values limited to [min_val, max_val]; no gradient at the bounds."""
+    if inplace:
+        return overwrite(input, hardtanh, min_val, max_val)
     return elementwise(e.hardtanh, (input, float(min_val), float(max_val)))
 
 
@@ -87,7 +124,12 @@ def linear(input, weight, bias=None) -> Tensor:
 
     Raises RuntimeError naming both shapes if the last size of the input is not ``in``.
     """
-    out = functions.matmul(input, weight.T if isinstance(weight, Tensor) else functions.t(weight))
+    x, w = input.array, weight.array
+    if x.ndim and w.ndim == 2 and x.dtype is w.dtype and x.shape[-1] == w.shape[1]:
+        functions._check_devices("linear", input, weight)
+        out = linalg.linear(input, weight)
+    else:
+        out = functions.matmul(input, weight.T)  # a vector as weight, or an error
     return out if bias is None else out + bias
 
 

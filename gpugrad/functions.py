@@ -384,22 +384,22 @@ def _dims(dim, ndim: int) -> tuple[int, ...] | None:
 
 def _sizes(args) -> tuple:
     if len(args) == 1 and not isinstance(args[0], (*_INT, Tensor)):
-        args = tuple(args[0])
-    return tuple(int(a) for a in args)
+        args = args[0]
+    return tuple([n if n.__class__ is int else int(n) for n in args])
 
 
 def _known_shape(sizes, numel: int, old) -> tuple:
     """Fill in a -1; torch's error if the sizes do not fit."""
-    unknown = [i for i, n in enumerate(sizes) if n == -1]
-    known = 1
+    known, unknown = 1, sizes.count(-1)
     for n in sizes:
-        known *= n if n != -1 else 1
-    if len(unknown) == 1 and known and numel % known == 0:
-        sizes = tuple(numel // known if n == -1 else n for n in sizes)
+        if n != -1:
+            known *= n
+    if unknown == 1 and known and numel % known == 0:
+        sizes = tuple([numel // known if n == -1 else n for n in sizes])
         known = numel
-    if unknown and len(unknown) > 1:
+    if unknown > 1:
         raise RuntimeError("only one dimension can be inferred")
-    if known != numel or builtins.any(n < 0 for n in sizes):
+    if known != numel or (sizes and builtins.min(sizes) < 0):
         raise RuntimeError(
             f"shape '{list(sizes)}' is invalid for input of size {numel} (shape {tuple(old)})"
         )
@@ -1027,9 +1027,10 @@ def matmul(input, other) -> Tensor:
     if not isinstance(input, Tensor) or not isinstance(other, Tensor):
         input, other = creation.as_tensor(input), creation.as_tensor(other)
     a, b = input.array, other.array
-    if a.dtype != b.dtype:
+    if a.dtype is not b.dtype:
         _check_same_dtype("matmul", input, other)
-    _check_devices("matmul", input, other)
+    if a.__class__ is not np.ndarray or b.__class__ is not np.ndarray:
+        _check_devices("matmul", input, other)
     if not a.ndim or not b.ndim:
         raise RuntimeError(
             f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D"
@@ -1228,7 +1229,10 @@ def _index_array(part, x):
 def _getitem(self, index) -> Tensor:
     """``x[index]``: a view for integers and slices, a copy for index arrays and masks; both
     differentiable."""
-    pattern, indices = _normalise_index(index, self)
+    if index.__class__ is int:
+        pattern, indices = (index,), ()
+    else:
+        pattern, indices = _normalise_index(index, self)
     try:
         if not indices:
             return shape.getslice(self, index=pattern)
@@ -1368,6 +1372,7 @@ def _fast_in_place(op):
     recorded write."""
     name = op.op.name
     array_name = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "true_divide"}[name]
+    reads_self = name in ("mul", "div")  # for the gradient of the other factor
 
     def in_place(self, other):
         if (self._node is None and self._view is None) or not recording():
@@ -1388,7 +1393,8 @@ def _fast_in_place(op):
                     return write(self, op(self, other))  # which explains the shapes
                 bump_version(self)
                 return self
-        return write(self, op(self, other))
+        keep = reads_self and isinstance(other, Tensor) and other._node is not None and recording()
+        return write(self, op(clone(self) if keep else self, other))
 
     return in_place
 
@@ -1445,11 +1451,25 @@ def fill_(self, value) -> Tensor:
     return self
 
 
+def overwrite(x: Tensor, function, *args, **kwargs) -> Tensor:
+    """``x`` with the values of ``function(x, ...)``, in place and on the tape.
+
+    Where the derivative may read what is overwritten, it reads a copy, as in torch. Raises
+    RuntimeError for a leaf that requires a gradient.
+    """
+    check_writable(x)
+    tensors = [v for v in (x, *args, *kwargs.values()) if isinstance(v, Tensor)]
+    keep = recording() and builtins.any(v._node is not None for v in tensors)
+    if keep and len(tensors) == 1 and (op := getattr(function, "op", None)) is not None:
+        keep = bool(op.rule((True,)).read)  # exp, relu: the result is enough
+    return write(x, function(clone(x) if keep else x, *args, **kwargs))
+
+
 def _in_place_of(function):
     """``x.function_(...)`` from ``function(x, ...)``."""
 
     def in_place(self, *args, **kwargs):
-        return write(self, function(self, *args, **kwargs))
+        return overwrite(self, function, *args, **kwargs)
 
     in_place.__name__ = f"{function.__name__}_"
     in_place.__doc__ = f"In-place ``{function.__name__}``."

@@ -26,7 +26,7 @@ class ReLU(Module):
         self.inplace = inplace
 
     def forward(self, input: gg.Tensor) -> gg.Tensor:
-        return input.relu_() if self.inplace else F.relu(input)
+        return F.relu(input, inplace=True) if self.inplace else gg.relu(input)
 
     def extra_repr(self) -> str:
         return "inplace=True" if self.inplace else ""
@@ -41,9 +41,7 @@ class LeakyReLU(Module):
         self.inplace = inplace
 
     def forward(self, input: gg.Tensor) -> gg.Tensor:
-        if self.inplace:
-            return input.copy_(F.leaky_relu(input.clone(), self.negative_slope))
-        return F.leaky_relu(input, self.negative_slope)
+        return F.leaky_relu(input, self.negative_slope, self.inplace)
 
     def extra_repr(self) -> str:
         return f"negative_slope={self.negative_slope}{_inplace_text(self.inplace)}"
@@ -58,9 +56,7 @@ class ELU(Module):
         self.inplace = inplace
 
     def forward(self, input: gg.Tensor) -> gg.Tensor:
-        if self.inplace:
-            return input.copy_(F.elu(input.clone(), self.alpha))
-        return F.elu(input, self.alpha)
+        return F.elu(input, self.alpha, self.inplace)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}{_inplace_text(self.inplace)}"
@@ -74,9 +70,7 @@ class SiLU(Module):
         self.inplace = inplace
 
     def forward(self, input: gg.Tensor) -> gg.Tensor:
-        if self.inplace:
-            return input.copy_(F.silu(input.clone()))
-        return F.silu(input)
+        return F.silu(input, self.inplace)
 
     def extra_repr(self) -> str:
         return "inplace=True" if self.inplace else ""
