@@ -1,10 +1,10 @@
 """Process-wide settings and the per-thread modes of the engine.
 
 Everything that makes an operation "unusual" (gradients switched off, forward-mode tangents, a
-recorder,
-anomaly mode) counts itself in ``modes.unusual``. The short path of an operation looks at this one
-number
-and nothing else; only when it is not zero does it ask which thread is in which mode.
+recorder, anomaly mode) counts itself in ``modes.unusual``; all but switched-off gradients count in
+``modes.special`` too. The short path of an operation looks at these numbers and nothing else; only
+when one is not zero does it ask which mode its own thread is in, or leave the call to the general
+way.
 """
 
 from __future__ import annotations
@@ -25,29 +25,32 @@ class _ThreadModes(threading.local):
 class Modes:
     """Modes of the calling thread, and how many contexts are open in all threads together."""
 
-    __slots__ = ("_lock", "local", "unusual")
+    __slots__ = ("_lock", "local", "special", "unusual")
 
     def __init__(self):
-        self.unusual = 0
+        self.unusual = self.special = 0
         self.local = _ThreadModes()
         self._lock = threading.Lock()
 
-    def enter(self) -> None:
+    def enter(self, special: bool = False) -> None:
+        """Count a context that was opened; ``special`` if it does more than switch gradients."""
         with self._lock:
             self.unusual += 1
+            self.special += special
 
-    def leave(self) -> None:
+    def leave(self, special: bool = False) -> None:
         with self._lock:
             self.unusual -= 1
+            self.special -= special
 
     @contextmanager
     def open(self):
-        """Count one unusual context for the duration of the ``with`` block."""
-        self.enter()
+        """Count a special context for the duration of the ``with`` block."""
+        self.enter(special=True)
         try:
             yield
         finally:
-            self.leave()
+            self.leave(special=True)
 
 
 modes = Modes()

@@ -47,11 +47,19 @@ def recording() -> bool:
 
 def interpret(op: Op, args, params) -> Tensor:
     """Run an operation on tensors (and arrays and numbers among them) and record it."""
-    z = op.eval(*[a.array if isinstance(a, Tensor) else a for a in args], **params)
+    values, history = [], False
+    for a in args:
+        if isinstance(a, Tensor):
+            values.append(a.array)
+            if a._node is not None:
+                history = True
+        else:
+            values.append(a)
+    z = op.eval(*values, **params)
     result = wrap(asarray(z) if isinstance(z, np.generic) else z)
     if op.is_view:
         _note_view(op, args[0], params, result)
-    if not modes.unusual or modes.local.grad:
+    if history and (not modes.unusual or modes.local.grad):
         record(op, args, params, result)
     return result
 
@@ -60,18 +68,19 @@ def record(op: Op, args, params, result: Tensor) -> None:
     """Put an operation on the tape if an argument requires a gradient that it can give."""
     edges = [a._node if isinstance(a, Tensor) else None for a in args]
     plan = op.save_plan(tuple([e is not None for e in edges]))
-    if not plan.wanted or result.array.dtype.kind not in "fc":
+    array = result.array
+    if not plan.wanted or array.dtype.kind not in "fc":
         return
     out = version = None
     if plan.reads_output:
-        out, version = result.array, version_of(result)
-    shape = result.array.shape
+        out, version = array, version_of(result)
     if isinstance(op, Elementwise):
-        node = make_elementwise_node(op.rule(plan.needs), edges, args, out, version, shape)
+        node = make_elementwise_node(op.rule(plan.needs), edges, args, out, version, array.shape)
     else:
-        saved = tuple([_to_save(a, read) for a, read in zip(args, plan.reads)])
-        edges = [e if need else None for e, need in zip(edges, plan.needs)]
-        node = make_op_node(op, edges, saved, out, version, shape, params, plan)
+        saved = [_to_save(a, read) for a, read in zip(args, plan.reads)]
+        if plan.drops_edges:
+            edges = [e if need else None for e, need in zip(edges, plan.needs)]
+        node = make_op_node(op, edges, saved, out, version, array.shape, params, plan)
     if modes.unusual and modes.local.anomaly:
         lines[node] = user_line()
     result._node = node
@@ -391,7 +400,7 @@ def unary(op: Elementwise):
             x = input.array
         except AttributeError:
             return elementwise(op, (input,))
-        if modes.unusual or x.__class__ is not _ndarray or x.nbytes >= LARGE:
+        if modes.special or x.__class__ is not _ndarray or x.nbytes >= LARGE:
             return elementwise(op, (input,))
         if compute32 is None:
             prepare()
@@ -408,7 +417,7 @@ def unary(op: Elementwise):
         r.array = z
         r.grad = r._view = r._version = None
         node = input._node
-        if node is None or rule is None:
+        if node is None or rule is None or (modes.unusual and not modes.local.grad):
             r._node = None
             return r
         r._node = n = ElementwiseNode()
@@ -447,6 +456,18 @@ def _scalar(value, dtype) -> Tensor:
     return found
 
 
+def _scalar_like(value, other) -> Tensor | None:
+    """A number before a floating-point tensor as a tensor of that dtype; None for anything else."""
+    if value.__class__ is float or value.__class__ is int:
+        y = getattr(other, "array", None)
+        if y.__class__ is _ndarray and (y.dtype is _float32 or y.dtype is _float64):
+            try:
+                return _scalar(value, y.dtype)
+            except OverflowError:
+                pass
+    return None
+
+
 def binary(op: Elementwise):
     """The function of a two-argument elementwise operation; either argument may be a Python
     number."""
@@ -463,8 +484,9 @@ def binary(op: Elementwise):
         try:
             x = input.array
         except AttributeError:
-            return elementwise(op, (input, other))
-        if modes.unusual or x.__class__ is not _ndarray or x.nbytes >= LARGE:
+            first = _scalar_like(input, other)
+            return elementwise(op, (input, other)) if first is None else call(first, other)
+        if modes.special or x.__class__ is not _ndarray or x.nbytes >= LARGE:
             return elementwise(op, (input, other))
         if compute32 is None:
             prepare()
@@ -505,7 +527,7 @@ def binary(op: Elementwise):
             rule, edges = left_rule, (left,)
         else:
             rule, edges = both_rule, (left, right)
-        if rule is None or edges[0] is None:
+        if rule is None or edges[0] is None or (modes.unusual and not modes.local.grad):
             r._node = None
             return r
         r._node = n = ElementwiseNode()

@@ -121,9 +121,9 @@ class set_detect_anomaly:
 
     def _set(self, mode: bool) -> None:
         if mode and not modes.local.anomaly:
-            modes.enter()
+            modes.enter(special=True)
         elif not mode and modes.local.anomaly:
-            modes.leave()
+            modes.leave(special=True)
         modes.local.anomaly = mode
 
     def __enter__(self):

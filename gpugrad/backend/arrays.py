@@ -28,7 +28,9 @@ def backend_of(array):
 
 def array_module(array):
     """numpy or cupy, whichever made the array (NumPy scalars and Python numbers: numpy)."""
-    if isinstance(array, (_ndarray, np.generic, int, float, complex)):
+    if array.__class__ is _ndarray or isinstance(
+        array, (_ndarray, np.generic, int, float, complex)
+    ):
         return np
     return cuda_backend.cupy()
 

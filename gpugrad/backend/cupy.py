@@ -79,5 +79,15 @@ def to_numpy(array):
     return array.get()
 
 
+def dot(a, b):
+    """The product of two matrices."""
+    return cupy().matmul(a, b)
+
+
+def broadcast_to(array, shape):
+    """A view in a larger shape."""
+    return cupy().broadcast_to(array, shape)
+
+
 def empty(shape, dtype):
     return cupy().empty(shape, dtype)

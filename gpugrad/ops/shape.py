@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend.arrays import array_module
+from ..backend.arrays import array_module, backend_of
 from .core import linear
 
 # ---- views. The results share memory with the argument wherever NumPy allows it.
@@ -35,7 +35,7 @@ def _inverse(axes) -> tuple:
 
 broadcast_to = linear(
     "broadcast_to",
-    lambda x, *, shape: array_module(x).broadcast_to(x, shape),
+    lambda x, *, shape: backend_of(x).broadcast_to(x, shape),
     lambda g, x, *, shape: sum_to(g, shape=x.shape),
     samples=lambda r: [
         ((r(3, 1),), {"shape": (2, 3, 4)}),
