@@ -43,8 +43,9 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
     """A tensor with its own copy of the data (numbers, nested lists, arrays, tensors).
 
     Python floats become the default dtype (float32), integers int64, booleans bool; arrays keep
-    their dtype.
-    Raises ValueError for ragged lists and TypeError for data that is no number.
+    their dtype, also those of other libraries (torch, jax, pandas: DLPack or ``__array__``).
+    Raises ValueError for ragged lists, TypeError for data that is no number or has a dtype NumPy
+    lacks (bfloat16), BufferError for a tensor of another library that records a gradient.
 
     >>> import gpugrad as gg
     >>> gg.tensor([[1.0, 2.0], [3.0, 4.0]]).shape
@@ -52,6 +53,8 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
     """
     if isinstance(data, Tensor):
         data = data.array
+    elif _is_foreign(data):
+        data = _foreign_array(data)
     if backend_arrays.is_array(data):
         target = backend_arrays.device_of(data) if device is None else as_device(device)
         array = data.copy() if dtype is None else data.astype(dtype)
@@ -75,17 +78,50 @@ def _unwrap_nested(data):
     """Nested lists with tensors among them, as nested lists of numbers and arrays."""
     if isinstance(data, (list, tuple)):
         return [_unwrap_nested(d) for d in data]
-    return backend_arrays.to_numpy(data.array) if isinstance(data, Tensor) else data
+    if isinstance(data, Tensor):
+        return backend_arrays.to_numpy(data.array)
+    return backend_arrays.to_numpy(_foreign_array(data)) if _is_foreign(data) else data
+
+
+_NUMBERS = (bool, int, float, complex, list, tuple)
+
+
+def _is_foreign(data) -> bool:
+    """Whether data are an array of a library that is neither NumPy nor CuPy."""
+    return (
+        data.__class__ not in _NUMBERS
+        and (hasattr(data, "__dlpack__") or hasattr(data, "__array__"))
+        and not isinstance(data, np.generic)
+        and not backend_arrays.is_array(data)
+    )
+
+
+def _foreign_array(data):
+    """An array over the memory of another library's, by DLPack if it speaks it."""
+    if hasattr(data, "__dlpack__"):
+        return from_dlpack(data).array
+    return np.asarray(data)
 
 
 def as_tensor(data, dtype=None, device=None) -> Tensor:
-    """A tensor over the data, sharing memory (and history) whenever dtype and device allow it."""
+    """A tensor over the data, sharing memory (and history) whenever dtype and device allow it.
+
+    Arrays of other libraries are shared as well, through DLPack. Errors are those of ``tensor``.
+
+    >>> import numpy as np, gpugrad as gg
+    >>> a = np.zeros(2)
+    >>> gg.as_tensor(a)[0] = 7.0
+    >>> a
+    array([7., 0.])
+    """
     if isinstance(data, Tensor):
         if (dtype is None or data.dtype == dtype) and (
             device is None or data.device == as_device(device)
         ):
             return data
         return data.to(device=device, dtype=dtype)
+    if _is_foreign(data):
+        data = _foreign_array(data)
     if backend_arrays.is_array(data):
         array = data if dtype is None else data.astype(dtype, copy=False)
         return wrap(array if device is None else backend_arrays.to_device(array, as_device(device)))
@@ -116,13 +152,39 @@ def from_numpy(array) -> Tensor:
 
 
 def from_dlpack(source) -> Tensor:
-    """A tensor over the memory of any object that speaks DLPack (torch, jax, CuPy, NumPy ...)."""
-    kind, _ = source.__dlpack_device__()
-    if kind == 1:
-        return wrap(np.from_dlpack(source))
-    from .backend.cupy import cupy
+    """A tensor over the memory of any object that speaks DLPack (torch, jax, CuPy, NumPy ...).
 
-    return wrap(cupy().from_dlpack(source))
+    Raises TypeError for a dtype that NumPy lacks, BufferError if the owner refuses (torch: tensors
+    that require a gradient) or the memory is on a device that is neither CPU nor CUDA.
+
+    >>> import numpy as np, gpugrad as gg
+    >>> a = np.arange(3.0)
+    >>> gg.from_dlpack(a).data_ptr() == a.ctypes.data
+    True
+    """
+    kind = int(source.__dlpack_device__()[0])
+    if kind in _ON_CUDA:
+        from .backend.cupy import cupy
+
+        return wrap(cupy().from_dlpack(source))
+    if kind not in _ON_CPU:
+        raise BufferError(
+            f"from_dlpack: the memory is on a device of DLPack's type {kind}; copy it to the CPU "
+            f"or to a CUDA device first"
+        )
+    try:
+        array = np.from_dlpack(source)
+    except RuntimeError as error:
+        raise TypeError(
+            f"from_dlpack: NumPy has no dtype for {getattr(source, 'dtype', 'these data')} "
+            f"({error}); convert it first, e.g. to float32"
+        ) from None
+    if not array.flags.writeable and hasattr(source, "__array__"):
+        array = np.asarray(source)  # NumPy marks what comes by DLPack before version 1 read-only
+    return wrap(array)
+
+
+_ON_CPU, _ON_CUDA = (1, 3, 11), (2, 13)  # DLDeviceType; pinned memory is the CPU's
 
 
 def _new(make, size, dtype, device, requires_grad) -> Tensor:
