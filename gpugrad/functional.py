@@ -15,9 +15,8 @@ from .functions import flatten as flatten
 from .functions import log_softmax, overwrite, sigmoid, softmax, tanh
 from .ops import elementwise as e
 from .ops import index as index_ops
-from .ops import linalg
+from .ops import linalg, shape
 from .ops import nn as nn_ops
-from .ops import shape
 from .tensor import Tensor, wrap
 
 _pad_zeros = shape.pad
@@ -100,9 +99,7 @@ def softplus(input, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     return elementwise(e.softplus, (input, float(beta), float(threshold)))
 
 
-def hardtanh(
-    input, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Tensor:
+def hardtanh(input, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     """Values limited to [min_val, max_val]; no gradient at the bounds."""
     if inplace:
         return overwrite(input, hardtanh, min_val, max_val)

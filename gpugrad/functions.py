@@ -1230,7 +1230,7 @@ def _getitem(self, index) -> Tensor:
     """``x[index]``: a view for integers and slices, a copy for index arrays and masks; both
     differentiable."""
     if index.__class__ is int:
-        pattern, indices = (index,), ()
+        pattern, indices = (index,), []
     else:
         pattern, indices = _normalise_index(index, self)
     try:
