@@ -21,8 +21,6 @@ from ..ops.core import Meta, Op
 from ..ops.shape import cast, sum_to
 from ..tensor import Tensor, bump_version, clock, wrap
 
-_new = object.__new__
-
 
 class Node:
     """One record. ``run`` turns the cotangent of the output into those of the edges."""
@@ -139,7 +137,7 @@ def run_elementwise(node: ElementwiseNode, g) -> list:
 
 def make_elementwise_node(rule, edges, args, out, version, shape) -> ElementwiseNode:
     """A record of an elementwise operation; the short paths in eager.py write this out."""
-    n = _new(ElementwiseNode)
+    n = ElementwiseNode()
     n.rule, n.run = rule, run_elementwise
     n.edges = tuple(e for e, need in zip(edges, rule.needs, strict=True) if need)
     n.saved = tuple(args[i] for i in rule.read)
@@ -600,7 +598,7 @@ def grad(
 
 def make_op_node(op: Op, edges, saved, out, version, shape, params, plan) -> OpNode:
     """A record of another operation."""
-    n = _new(OpNode)
+    n = OpNode()
     n.op, n.run, n.edges, n.saved, n.out, n.out_version = op, run_op, edges, saved, out, version
     n.shape, n.time, n.params, n.plan = shape, clock.now, params, plan
     return n

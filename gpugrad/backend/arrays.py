@@ -23,7 +23,9 @@ def is_array(value) -> bool:
 
 def backend_of(array):
     """The backend module of an array."""
-    return cpu_backend if isinstance(array, (_ndarray, np.generic)) else cuda_backend
+    if array.__class__ is _ndarray or isinstance(array, (_ndarray, np.generic)):
+        return cpu_backend
+    return cuda_backend
 
 
 def array_module(array):

@@ -15,7 +15,7 @@ composite      a Python function of other operations       everything, by runnin
 =============  ==========================================
 ==================================================
 
-Arrays are positional, metadata is keyword. Every call goes through ``apply``, which lets the
+Arrays are positional, metadata is keyword. Every call goes through ``Op.__call__``, which lets the
 argument of the highest
 level interpret it: arrays are evaluated, tensors are recorded on the tape, duals carry tangents,
 scalar expressions
@@ -45,14 +45,8 @@ def register_interpreter(cls: type, level: int, interpret: Callable) -> None:
 
 
 def apply(op: Op, args: Sequence, params: dict) -> Any:
-    """The one interception point: every operation, whoever calls it, passes here or takes a short
-    cut equal to it."""
-    best = None
-    for a in args:
-        found = _INTERPRETERS.get(a.__class__)
-        if found is not None and (best is None or found[0] > best[0]):
-            best = found
-    return op.eval(*args, **params) if best is None else best[1](op, args, params)
+    """Call an operation with positional arguments and metadata as a sequence and a dict."""
+    return op(*args, **params)
 
 
 class Meta:
@@ -98,7 +92,14 @@ class Op:
         REGISTRY[name] = self
 
     def __call__(self, *args, **params):
-        return apply(self, args, params)
+        """The one interception point: every operation, whoever calls it, passes here or takes a
+        short cut equal to it."""
+        best = None
+        for a in args:
+            found = _INTERPRETERS.get(a.__class__)
+            if found is not None and (best is None or found[0] > best[0]):
+                best = found
+        return self.eval(*args, **params) if best is None else best[1](self, args, params)
 
     def __repr__(self):
         return f"<{self.kind} op {self.name}>"

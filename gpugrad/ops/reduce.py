@@ -3,10 +3,12 @@ in NumPy."""
 
 from __future__ import annotations
 
+from math import prod
+
 from ..backend.arrays import array_module
 from .core import linear, not_differentiable, opaque
 from .elementwise import eq, exp
-from .shape import broadcast_to, flip, reshape, sum_to
+from .shape import broadcast_to, cast, flip, reshape, sum_to
 
 
 def kept_shape(shape, axes) -> tuple:
@@ -18,16 +20,12 @@ def kept_shape(shape, axes) -> tuple:
 
 def count(shape, axes) -> int:
     """How many elements each result of a reduction sees."""
-    n = 1
-    for i, extent in enumerate(shape):
-        if axes is None or i in axes:
-            n *= extent
-    return n
+    return prod(shape if axes is None else [shape[axis] for axis in axes])
 
 
 def _keep(g, x, axes, keepdims):
     """Give a reduced cotangent its ones back, so that it broadcasts against the argument."""
-    return g if keepdims else reshape(g, shape=kept_shape(x.shape, axes))
+    return g if keepdims or axes is None else reshape(g, shape=kept_shape(x.shape, axes))
 
 
 def _samples(r):
@@ -72,7 +70,7 @@ mean = linear("mean", _mean, _mean_transpose, samples=_samples)
 
 def _extreme_vjp(g, out, x, *, axes, keepdims):
     """Ties share the gradient equally."""
-    mask = eq(x, _keep(out, x, axes, keepdims)) * 1.0
+    mask = cast(eq(x, _keep(out, x, axes, keepdims)), dtype=x.dtype)
     ties = sum_to(mask, shape=kept_shape(x.shape, axes))
     return mask * (_keep(g, x, axes, keepdims) / ties)
 

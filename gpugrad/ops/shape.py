@@ -47,14 +47,15 @@ broadcast_to = linear(
 
 def _sum_to(x, *, shape):
     """Sum the axes that broadcasting ``shape`` to ``x.shape`` added or stretched."""
-    if x.shape == tuple(shape):
+    old = x.shape
+    if old == shape:
         return x
-    lead = x.ndim - len(shape)
-    axes = (
-        *range(lead),
-        *[lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1],
-    )
-    return array_module(x).add.reduce(x, axis=axes, keepdims=True).reshape(shape)
+    lead = len(old) - len(shape)
+    axes = list(range(lead))
+    for axis, n in enumerate(shape, lead):
+        if n == 1 and old[axis] != 1:
+            axes.append(axis)
+    return array_module(x).add.reduce(x, axis=tuple(axes), keepdims=True).reshape(shape)
 
 
 sum_to = linear(
