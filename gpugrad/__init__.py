@@ -19,7 +19,8 @@ from .autograd import (
     set_grad_enabled,
 )  # fmt: skip
 from .backend.device import device, set_default_device
-from .backend.numpy import get_num_threads, set_num_threads
+from .backend.numpy import get_num_threads
+from .backend.numpy import set_num_threads as _set_worker_threads
 from .creation import (
     arange,
     as_tensor,
@@ -266,6 +267,25 @@ bool = bool_
 # Built on the public names above, and imported when first used.
 _LAZY = ("nn", "optim", "utils", "vision", "io", "train")
 _LAZY_NAMES = {"save": "io", "load": "io", "save_checkpoint": "io", "load_checkpoint": "io"}
+
+
+def set_num_threads(n: int) -> None:
+    """Use ``n`` threads for large elementwise work and in the BLAS behind NumPy.
+
+    The BLAS follows where it is OpenBLAS, as in NumPy's wheels for Linux and Windows; another one
+    (Accelerate, MKL) keeps to its own environment variables. Raises RuntimeError below 1.
+
+    >>> import gpugrad as gg
+    >>> before = gg.get_num_threads()
+    >>> gg.set_num_threads(1)
+    >>> gg.get_num_threads()
+    1
+    >>> gg.set_num_threads(before)
+    """
+    _set_worker_threads(n)
+    from .utils.blas import set_blas_threads
+
+    set_blas_threads(n)
 
 
 def __getattr__(name: str):

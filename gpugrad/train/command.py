@@ -284,7 +284,6 @@ def _threads(count: int) -> Iterator[None]:
     """Use so many threads for elementwise work and in the BLAS."""
     before, blas_before = gg.get_num_threads(), blas_info().threads
     gg.set_num_threads(count)
-    set_blas_threads(count)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import gpugrad as gg
 from gpugrad.utils import blas
 
 
@@ -41,3 +42,17 @@ def test_another_blas_is_left_alone(monkeypatch):
     info = blas.blas_info()
     assert info.library
     assert info.kernel is None
+
+
+def test_the_public_number_of_threads_is_also_that_of_the_blas(threads):
+    before = gg.get_num_threads()
+    try:
+        for count in (1, 2):
+            gg.set_num_threads(count)
+            assert gg.get_num_threads() == count
+            assert blas.blas_info().threads == count
+        with pytest.raises(RuntimeError, match="positive integer, got 0"):
+            gg.set_num_threads(0)
+        assert blas.blas_info().threads == 2
+    finally:
+        gg.set_num_threads(before)
