@@ -8,7 +8,7 @@ from typing import Any
 
 import gpugrad as gg
 
-from .optimizer import Optimizer, check_at_least_zero, gradient
+from .optimizer import Optimizer, check_at_least_zero, gradient, implementation
 
 
 @cache
@@ -28,6 +28,7 @@ class Adagrad(Optimizer):
     """Gradient divided by the root of the sum of its squares so far (Duchi et al. 2011).
 
     State per parameter, made at once: ``step`` and ``sum``.
+    ``foreach`` and ``fused``: see :class:`Optimizer`.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         check_at_least_zero(
             lr=lr,
@@ -57,6 +60,7 @@ class Adagrad(Optimizer):
                 "weight_decay": weight_decay,
                 "initial_accumulator_value": initial_accumulator_value,
                 "maximize": maximize,
+                **implementation(foreach=foreach, fused=fused),
             },
         )
         for group in self.param_groups:

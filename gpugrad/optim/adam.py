@@ -8,7 +8,7 @@ from typing import Any
 
 import gpugrad as gg
 
-from .optimizer import Optimizer, check_at_least_zero, gradient
+from .optimizer import Optimizer, check_at_least_zero, gradient, implementation
 
 
 @cache
@@ -49,6 +49,7 @@ class Adam(Optimizer):
 
     State per parameter: ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``,
     ``max_exp_avg_sq``. ``decoupled_weight_decay=True`` is AdamW.
+    ``foreach`` and ``fused``: see :class:`Optimizer`.
 
     >>> x = gg.tensor([1.0], requires_grad=True)
     >>> optimizer = gg.optim.Adam([x], lr=0.1)
@@ -68,6 +69,8 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
         decoupled_weight_decay: bool = False,
     ) -> None:
         check_at_least_zero(lr=lr, eps=eps)
@@ -84,6 +87,7 @@ class Adam(Optimizer):
                 "weight_decay": weight_decay,
                 "amsgrad": amsgrad,
                 "maximize": maximize,
+                **implementation(foreach=foreach, fused=fused),
                 "decoupled_weight_decay": decoupled_weight_decay,
             },
         )
@@ -115,6 +119,7 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     Every step first scales the parameters by ``1 - lr * weight_decay``.
+    ``foreach`` and ``fused``: see :class:`Optimizer`.
 
     >>> x = gg.tensor([1.0], requires_grad=True)
     >>> gg.optim.AdamW([x]).param_groups[0]["weight_decay"]
@@ -131,6 +136,8 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -140,5 +147,7 @@ class AdamW(Adam):
             weight_decay,
             amsgrad,
             maximize=maximize,
+            foreach=foreach,
+            fused=fused,
             decoupled_weight_decay=True,
         )

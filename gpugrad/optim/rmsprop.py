@@ -8,7 +8,7 @@ from typing import Any
 
 import gpugrad as gg
 
-from .optimizer import Optimizer, check_at_least_zero, gradient
+from .optimizer import Optimizer, check_at_least_zero, gradient, implementation
 
 
 @cache
@@ -57,6 +57,7 @@ class RMSprop(Optimizer):
 
     State per parameter: ``step``, ``square_avg``, and ``momentum_buffer`` and ``grad_avg`` when
     ``momentum`` or ``centered`` ask for them.
+    ``foreach``: see :class:`Optimizer`.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class RMSprop(Optimizer):
         centered: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
     ) -> None:
         check_at_least_zero(
             lr=lr, eps=eps, momentum=momentum, weight_decay=weight_decay, alpha=alpha
@@ -84,6 +86,7 @@ class RMSprop(Optimizer):
                 "centered": centered,
                 "weight_decay": weight_decay,
                 "maximize": maximize,
+                **implementation(foreach=foreach),
             },
         )
 

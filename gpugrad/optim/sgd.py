@@ -8,7 +8,7 @@ from typing import Any
 
 import gpugrad as gg
 
-from .optimizer import Optimizer, check_at_least_zero, gradient
+from .optimizer import Optimizer, check_at_least_zero, gradient, implementation
 
 
 @cache
@@ -40,6 +40,7 @@ class SGD(Optimizer):
 
     State: ``momentum_buffer``, which starts as the first gradient. Formula and defaults are torch's
     (Sutskever et al. 2013, with the learning rate outside of the momentum).
+    ``foreach`` and ``fused``: see :class:`Optimizer`.
 
     >>> x = gg.tensor([1.0], requires_grad=True)
     >>> optimizer = gg.optim.SGD([x], lr=0.1)
@@ -59,6 +60,8 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         check_at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
@@ -72,6 +75,7 @@ class SGD(Optimizer):
                 "weight_decay": weight_decay,
                 "nesterov": nesterov,
                 "maximize": maximize,
+                **implementation(foreach=foreach, fused=fused),
             },
         )
 

@@ -194,11 +194,31 @@ def test_saved_to_a_file(tmp_path):
     assert state["step"].item() == 1.0
 
 
-def test_repr_is_that_of_torch(torch):
-    ours = repr(SGD([_leaf()], lr=0.1, momentum=0.9)).splitlines()
-    theirs = repr(torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1, momentum=0.9))
-    absent = ("differentiable", "foreach", "fused")  # how to run, not what: one way here
-    assert ours == [line for line in theirs.splitlines() if not line.strip().startswith(absent)]
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop"])
+def test_options_and_repr_are_those_of_torch(torch, name):
+    ours = getattr(gg.optim, name)([_leaf()], lr=0.1, foreach=True)
+    theirs = getattr(torch.optim, name)([torch.ones(1, requires_grad=True)], lr=0.1, foreach=True)
+    absent = {"differentiable", "capturable"}  # they would need an update that is recorded
+    assert set(ours.param_groups[0]) == set(theirs.param_groups[0]) - absent
+    lines = repr(theirs).splitlines()
+    kept = [line for line in lines if line.strip().split(":")[0] not in absent]
+    assert repr(ours).splitlines() == kept
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
+def test_foreach_and_fused_change_nothing(torch, name):
+    results = []
+    for how in ({}, {"fused": True}, {"foreach": True}, {"fused": False, "foreach": False}):
+        p = _leaf(1.0, 2.0)
+        optimizer = getattr(gg.optim, name)([p], lr=0.1, **how)
+        p.grad = gg.tensor([0.5, -1.0])
+        optimizer.step()
+        results.append(p.tolist())
+    assert all(r == results[0] for r in results)
+    for library in (torch, gg):
+        p = library.ones(1, requires_grad=True)
+        with pytest.raises(RuntimeError, match="cannot be `True` together"):
+            getattr(library.optim, name)([p], foreach=True, fused=True)
 
 
 def test_deepcopy_and_pickle():
