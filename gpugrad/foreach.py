@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable
 
 from .backend.arrays import array_module, backend_of
-from .codegen import expr
+from .codegen import expr, llvm
 from .codegen.arrays import Program
 from .codegen.functions import functions_for
 from .dtypes import float32
-from .tensor import bump_version
+from .tensor import bump_versions
 
 
 class Update:
@@ -39,7 +39,39 @@ class Update:
             else expr.as_expr(o)
             for o, w in zip(outputs, self.written, strict=True)
         ]
-        self.program = Program(self.outputs, [*self.tensors, *self.scalars], ())
+        self._find_numbers()
+        self.program = Program(self.outputs, [*self.tensors, *self.numbers], ())
+
+    def _find_numbers(self) -> None:
+        """Take subexpressions of numbers alone, such as ``1 - beta``, out of the loop.
+
+        They are computed once per call and in float64: 1 - 0.999 in float32 is wrong by 1.3e-5.
+        ``numbers`` names what reaches the loop; the first are the scalars themselves.
+        """
+        names = set(self.scalars)
+        found: dict[expr.Expr, expr.Expr] = {}
+        for e in expr.topological(self.outputs):
+            if e.op in ("input", "const"):
+                continue
+            inputs = expr.inputs_of([e])
+            if inputs and inputs <= names:
+                found[e] = expr.variable(f"_number{len(found)}")
+        largest = expr.substitute(self.outputs, found)
+        used = expr.inputs_of(largest)
+        kept = {e: v for e, v in found.items() if v.args[0] in used}
+        self.outputs = largest
+        self.numbers = [*self.scalars, *[v.args[0] for v in kept.values()]]
+        self._computed = Program(list(kept), self.scalars, ()) if kept else None
+
+    def _values(self, scalars: dict) -> list[float]:
+        """The numbers the loop needs, in float64."""
+        values = [_number(scalars[name]) for name in self.scalars]
+        if self._computed is None:
+            return values
+        compute = self._computed.direct(functions_for(array_module(1.0)), reuse=False)
+        results = compute(*values)
+        several = len(self._computed.outputs) > 1
+        return values + [float(r) for r in (results if several else [results])]
 
     def __call__(self, *lists, **scalars) -> None:
         if len(lists) != len(self.tensors):
@@ -48,49 +80,63 @@ class Update:
             raise TypeError(
                 f"{self.__name__}() takes the numbers {self.scalars}, got {sorted(scalars)}"
             )
-        values = [scalars[name] for name in self.scalars]
-        n = len(self.written)
-        for tensors in zip(*lists, strict=True):
-            self._update(tensors, values, n)
-            for t in tensors[:n]:
-                bump_version(t)
-
-    def _update(self, tensors, values, n) -> None:
-        arrays = [t.array for t in tensors]
-        first = arrays[0]
-        shape, dtype = first.shape, first.dtype
-        for a in arrays:
-            if a.shape != shape:
-                shapes = ", ".join(
-                    f"{name} {tuple(t.shape)}"
-                    for name, t in zip(self.tensors, tensors, strict=True)
-                )
-                raise RuntimeError(
-                    f"{self.__name__}(): tensors updated together must have the same shape, got "
-                    f"{shapes}"
-                )
-        backend = backend_of(first)
-        if (
-            backend.name == "numpy"
-            and dtype.itemsize >= 4
-            and all(a.flags.c_contiguous and a.dtype == dtype for a in arrays)
-        ):
-            block, floats, bools = self.program.block(
-                functions_for(array_module(first)), self.written, dtype
+        if len({len(tensors) for tensors in lists}) > 1:
+            raise ValueError(
+                f"{self.__name__}() takes lists of one length, got {[len(t) for t in lists]}"
             )
-            backend.launch(block, (*arrays, *values), arrays[:n], [dtype] * floats + [bool] * bools)
-            return
-        self._update_any(arrays, values, n)
+        values = self._values(scalars)
+        arrays = [[t.array for t in tensors] for tensors in lists]
+        n = len(self.outputs)
+        if not llvm.update(self.program, arrays, values):
+            for index, group in enumerate(zip(*arrays, strict=True)):
+                self._check_shapes(group, index)
+            for group in zip(*arrays, strict=True):
+                self._update(group, values)
+        bump_versions([t for tensors in lists[:n] for t in tensors])
 
-    def _update_any(self, arrays, values, n) -> None:
+    def _check_shapes(self, arrays, index: int) -> None:
+        shape = arrays[0].shape
+        if any(a.shape != shape for a in arrays):
+            shapes = ", ".join(
+                f"{name} {tuple(a.shape)}" for name, a in zip(self.tensors, arrays, strict=True)
+            )
+            raise RuntimeError(
+                f"{self.__name__}(): tensors updated together must have the same shape, got "
+                f"{shapes} at position {index} of the lists"
+            )
+
+    def _update(self, arrays, values) -> None:
+        first = arrays[0]
+        dtype, outputs = first.dtype, arrays[: len(self.outputs)]
+        backend = backend_of(first)
+        flat = backend.name == "numpy" and dtype.itemsize >= 4
+        if not flat or not all(a.flags.c_contiguous and a.dtype == dtype for a in arrays):
+            self._update_any(arrays, values, outputs)
+            return
+        block, floats, bools = self.program.block(
+            functions_for(array_module(first)), self.written, dtype
+        )
+        scratch = [dtype] * floats + [bool] * bools
+        if first.size <= backend.BLOCK:  # one block: as it is
+            empty = array_module(first).empty
+            block(*arrays, *values, *outputs, *[empty(first.shape, d) for d in scratch])
+        else:
+            backend.launch(block, (*arrays, *values), outputs, scratch)
+
+    def _update_any(self, arrays, values, outputs) -> None:
         """Any layout, dtype and device; half precision computes in float32 (an eps of 1e-8 would
         vanish in it)."""
         xp = array_module(arrays[0])
         wide = [a.astype(float32) if a.dtype.itemsize < 4 else a for a in arrays]
         results = self.program.direct(functions_for(xp), reuse=False)(*wide, *values)
         results = results if len(self.outputs) > 1 else [results]
-        for a, r in zip(arrays[:n], results, strict=True):
+        for a, r in zip(outputs, results, strict=True):
             a[...] = r
+
+
+def _number(value) -> float:
+    """A scalar of an update: Python's, NumPy's, or a tensor with one element."""
+    return float(value.item() if hasattr(value, "item") else value)
 
 
 def foreach(function: Callable) -> Update:

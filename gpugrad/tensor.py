@@ -417,6 +417,15 @@ def bump_version(tensor: Tensor) -> None:
     version[1] = user_line()
 
 
+def bump_versions(tensors: list[Tensor]) -> None:
+    """``bump_version`` of tensors that were written together: one time, one line."""
+    line = user_line()
+    with clock.lock:
+        clock.now += 1
+        for t in tensors:
+            version_of(t)[:2] = clock.now, line
+
+
 def share_memory(view: Tensor, source: Tensor) -> None:
     """Let two tensors over the same memory share one version."""
     version = view._version = version_of(source)

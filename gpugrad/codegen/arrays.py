@@ -15,20 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .expr import Expr, topological
+from .expr import Expr, inputs_of, topological
 
 
 class Program:
     """Expressions over named inputs, compiled for an array module on first use."""
 
-    __slots__ = ("_compiled", "full", "inputs", "outputs")
+    __slots__ = ("_compiled", "full", "inputs", "native", "outputs", "used")
 
     def __init__(self, outputs: Sequence[Expr], inputs: Sequence[str], full: Sequence[str]):
         """``full`` names the inputs known to have the shape of the result (others may be
         broadcast)."""
         self.outputs, self.inputs = list(outputs), list(inputs)
         self.full = frozenset(full)
+        self.used = inputs_of(self.outputs)
         self._compiled: dict = {}
+        self.native: dict = {}  # kernels made by llvm.py
 
     def direct(self, functions, dtype=None, reuse: bool = True):
         """``f(*inputs)`` returning one array per output, in a list if there are several.
@@ -92,6 +94,7 @@ BOOLEAN = {
     "ne",
     "logical_and",
     "logical_or",
+    "logical_xor",
     "logical_not",
     "isnan",
     "isinf",

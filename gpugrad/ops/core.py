@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..backend.arrays import array_module, backend_of
-from ..codegen import expr
+from ..codegen import expr, llvm
 from ..codegen.arrays import BOOLEAN, Program
 from ..codegen.expr import Expr
 from ..codegen.functions import functions_for
@@ -304,13 +304,16 @@ def _call_by_name(name: str, *args):
 
 
 def run_program(program: Program, args, xp):
-    """Run an array program: in cache-sized pieces over several threads if it is large and flat,
-    else directly."""
+    """Run an array program: large ones natively, else in cache-sized pieces over several threads if
+    the arrays are flat, else directly."""
     functions = functions_for(xp)
     if xp.__name__ == "numpy":
-        large = [a for a in args if a.__class__ is xp.ndarray and a.ndim]
-        if large and backend_of(large[0]).is_large(large[0]):
-            result = _run_blocked(program, args, large, functions)
+        arrays = [a for a in args if a.__class__ is xp.ndarray and a.ndim]
+        if arrays and any(map(backend_of(arrays[0]).is_large, arrays)):
+            outputs = llvm.run(program, args)
+            if outputs is not None:
+                return outputs[0] if len(outputs) == 1 else outputs
+            result = _run_blocked(program, args, arrays, functions)
             if result is not None:
                 return result
     reuse = any(getattr(a, "ndim", 0) for a in args)

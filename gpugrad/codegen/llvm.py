@@ -1,0 +1,601 @@
+"""Native kernels: array programs as one loop each, compiled by LLVM.
+
+NumPy runs a program as a chain of calls, each of which reads and writes a temporary. Here every
+element is loaded once, goes through the whole expression in registers, and is stored. Two kernels
+are made from one program:
+
+``run``     results of elementwise operations, with broadcasting: up to three nested loops.
+``update``  in-place updates of lists of arrays: one call for all of them.
+
+What a kernel cannot do (a primitive without a rule here, another dtype, odd strides) is answered
+with None or False before anything is written, and NumPy does it. Results equal NumPy's to rounding:
+``+ - * / sqrt``, comparisons and selections exactly, functions within 2 ulp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..backend import numpy as backend
+from . import vector_math
+from .arrays import BOOLEAN, Program
+from .expr import Expr, inputs_of, topological
+from .ir import Code, Value, with_element
+from .machine import Machine, machine
+
+# Elements from which threads are worth their dispatch of 20-40 us.
+PARALLEL = 1 << 18
+
+_ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
+_BOOL = np.dtype("bool")
+_NUMBERS = (int, float, bool)
+
+
+class Unsupported(Exception):
+    """A program that has no native kernel."""
+
+
+# ------------------------------------------------------------------------------------------------
+# scalar primitives
+
+
+def _is_bool(v: Value) -> bool:
+    return v.type.endswith("i1>")
+
+
+def _real(v: Value) -> Value:
+    return v.convert("uitofp", v.code.vector) if _is_bool(v) else v
+
+
+def _truth(v: Value) -> Value:
+    """Whether it is not zero; NaN is not."""
+    return v if _is_bool(v) else v.compare("une", 0.0)
+
+
+def _arithmetic(function: Callable) -> Callable:
+    """A rule over real numbers. Among booleans alone NumPy's arithmetic means something else."""
+
+    def rule(*args: Value) -> Value:
+        if all(_is_bool(a) for a in args):
+            raise Unsupported
+        return function(*[_real(a) for a in args])
+
+    return rule
+
+
+def _comparison(predicate: str) -> Callable:
+    return lambda a, b: _real(a).compare(predicate, _real(b))
+
+
+def _logical(function: Callable) -> Callable:
+    return lambda *args: function(*[_truth(a) for a in args])
+
+
+def _where(condition: Value, a: Value, b: Value) -> Value:
+    if _is_bool(a) and _is_bool(b):
+        raise Unsupported
+    return condition.code.select(_truth(condition), _real(a), _real(b))
+
+
+def _maximum(a: Value, b: Value) -> Value:
+    return a.code.select((a >= b) | a.is_nan(), a, b)
+
+
+def _minimum(a: Value, b: Value) -> Value:
+    return a.code.select((a <= b) | a.is_nan(), a, b)
+
+
+def _sign(x: Value) -> Value:
+    select = x.code.select
+    return select(x > 0.0, 1.0, select(x < 0.0, -1.0, select(x.equals(0.0), 0.0, x)))
+
+
+def _intrinsic(name: str) -> Callable:
+    return _arithmetic(lambda x: x.code.call(name, x))
+
+
+_RULES: dict[str, Callable] = {
+    "add": _arithmetic(lambda a, b: a + b),
+    "sub": _arithmetic(lambda a, b: a - b),
+    "mul": _arithmetic(lambda a, b: a * b),
+    "div": _arithmetic(lambda a, b: a / b),
+    "neg": _arithmetic(lambda x: -x),
+    "positive": _arithmetic(lambda x: x),
+    "square": _arithmetic(lambda x: x * x),
+    "reciprocal": _arithmetic(lambda x: 1.0 / x),
+    "sqrt": _intrinsic("sqrt"),
+    "abs": _intrinsic("fabs"),
+    "sign": _arithmetic(_sign),
+    "maximum": _arithmetic(_maximum),
+    "minimum": _arithmetic(_minimum),
+    "where": _where,
+    "lt": _comparison("olt"),
+    "le": _comparison("ole"),
+    "gt": _comparison("ogt"),
+    "ge": _comparison("oge"),
+    "eq": _comparison("oeq"),
+    "ne": _comparison("une"),
+    "logical_and": _logical(lambda a, b: a & b),
+    "logical_or": _logical(lambda a, b: a | b),
+    "logical_xor": _logical(lambda a, b: a ^ b),
+    "logical_not": _logical(lambda a: a ^ 1),
+    "isnan": lambda x: _real(x).is_nan(),
+    "isinf": lambda x: vector_math.absolute(_real(x)).equals(float("inf")),
+    "isfinite": lambda x: vector_math.absolute(_real(x)) < float("inf"),
+}
+_ROUNDING = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven"}
+
+
+def _rules(compiler: Machine, element: str) -> dict[str, Callable]:
+    """The primitives there are for an element type on a CPU."""
+    functions = vector_math.for_element(element)
+    rules = {**_RULES, **{name: _arithmetic(f) for name, f in functions.items()}}
+    if compiler.rounds:
+        rules.update({name: _intrinsic(llvm) for name, llvm in _ROUNDING.items()})
+    return rules
+
+
+def _evaluate(code: Code, outputs: Sequence[Expr], inputs: dict, rules: dict) -> list[Value]:
+    """The outputs as vectors; ``inputs`` are vectors by name."""
+    values: dict[int, Value] = {}
+    for e in topological(outputs):
+        if e.op == "input":
+            values[id(e)] = inputs[e.args[0]]
+        elif e.op == "const":
+            if e.args[0].__class__ not in _NUMBERS:
+                raise Unsupported
+            values[id(e)] = code.constant(e.args[0])
+        elif e.op in rules:
+            values[id(e)] = rules[e.op](*[values[id(a)] for a in e.args])
+        else:
+            raise Unsupported
+    return [values[id(e)] for e in outputs]
+
+
+# ------------------------------------------------------------------------------------------------
+# what the two kernels share
+
+
+def _data(code: Code, compiler: Machine, obj: Value) -> Value:
+    """The address of the first element of a NumPy array, from the array object."""
+    return code.load(code.at(obj, compiler.offsets["data"], "i8"), "ptr")
+
+
+def _number(code: Code, numbers: Value, index: int) -> Value:
+    """A Python number, rounded once to the element type."""
+    value = code.load(code.at(numbers, index), "double")
+    if code.element != "double":
+        value = value.convert("fptrunc", code.element)
+    return code.splat(value)
+
+
+def _load(code: Code, pointer: Value, index: Value, mask: Value | None, boolean: bool) -> Value:
+    element = "i8" if boolean else code.element
+    type = with_element(code.vector, element)
+    value = code.load(code.at(pointer, index, element), type, mask)
+    return value.compare("ne", 0) if boolean else value
+
+
+def _load_one(code: Code, pointer: Value, boolean: bool) -> Value:
+    """A vector of the one element at a pointer."""
+    value = code.load(pointer, "i8" if boolean else code.element)
+    return code.splat(value.compare("ne", 0) if boolean else value)
+
+
+def _store(code: Code, value: Value, pointer: Value, index: Value, mask: Value | None) -> None:
+    if _is_bool(value):
+        value = value.convert("zext", with_element(code.vector, "i8"))
+    element = "i8" if value.type.endswith("i8>") else code.element
+    code.store(value, code.at(pointer, index, element), mask)
+
+
+def _sweep(code: Code, start: Value, stop: Value, body: Callable) -> None:
+    """``body(i, None)`` for whole vectors from ``start``, ``body(i, mask)`` for the rest."""
+    with code.loop(start, stop, code.lanes) as i:
+        body(i, None)
+    rest = stop - i
+    with code.when(rest.compare("sgt", 0)):
+        body(i, code.first_lanes(rest))
+
+
+# A thread does the elements from n * first / _WHOLE to n * last / _WHOLE. A division in the kernel
+# would cost 3 ms of compile time.
+_WHOLE = 1 << 16
+
+
+def _share(code: Code, n: Value, first: Value, last: Value, multiple: int) -> tuple[Value, Value]:
+    """Start and stop of one thread's part of ``range(n)``, at multiples but for the end."""
+
+    def bound(k: Value) -> Value:
+        return (n * k).bitwise("ashr", _WHOLE.bit_length() - 1) & -multiple
+
+    return bound(first), code.select(last.compare("eq", _WHOLE), n, bound(last))
+
+
+def _spread(call: Callable, size: int) -> None:
+    """``call(first, last)`` once, or for large sizes once per thread."""
+    backend.run_parts(lambda k, n: call(k * _WHOLE // n, (k + 1) * _WHOLE // n), size, PARALLEL)
+
+
+_TABLE = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
+_Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+def _compiled(program: Program, key: tuple, render: Callable[[Machine], str], kind):
+    """The function of a program for a key, made on first use; None where there is none."""
+    if key in program.native:
+        return program.native[key]
+    compiler = machine()
+    try:
+        function = kind(compiler.load(render(compiler)))
+    except Unsupported:
+        function = None
+    program.native[key] = function
+    return function
+
+
+def _raises() -> bool:
+    """Whether NumPy is to stop at floating-point errors, which a native loop does not notice."""
+    return not {"warn", "ignore"}.issuperset(np.geterr().values())
+
+
+# ------------------------------------------------------------------------------------------------
+# elementwise operations
+
+
+def run(program: Program, args: Sequence) -> list[np.ndarray] | None:
+    """Results of a program over arrays and numbers, or None where NumPy must compute them.
+
+    Arrays are float32 or float64, all the same, beside masks; numbers are weakly typed.
+    """
+    if machine() is None or not _computes(program) or _raises():
+        return None
+    operands = _operands(program, args)
+    if operands is None:
+        return None
+    element, shape, arrays, pattern, numbers = operands
+    dtype = next(a.dtype for a in arrays if a.dtype is not _BOOL and a.dtype != _BOOL)
+    dims = _dimensions(shape, arrays)
+    if dims is None:
+        return None
+    sizes, strides = dims
+    pattern = _inner_strides(pattern, strides)
+    loops = 1 if len(sizes) == 1 else 3
+    kernel = _compiled(
+        program,
+        (element, pattern, loops),
+        lambda compiler: _rows_kernel(compiler, program, element, pattern, loops),
+        _Kernel,
+    )
+    if kernel is None:
+        return None
+    outputs = [backend.empty(shape, _BOOL if e.op in BOOLEAN else dtype) for e in program.outputs]
+    strides += [_steps(sizes, 1 if e.op in BOOLEAN else dtype.itemsize) for e in program.outputs]
+    table = _table(sizes, strides, (*arrays, *outputs))
+    numbers = array("d", numbers)
+    address, values = table.buffer_info()[0], numbers.buffer_info()[0]
+    _spread(lambda first, last: kernel(address, values, first, last), outputs[0].size)
+    return outputs
+
+
+def _table(sizes: list[int], strides: list[list[int]], arrays: Sequence) -> array:
+    """What ``_rows_kernel`` reads: sizes of the loops, then every array's object and strides."""
+    if len(sizes) == 1:
+        return array("q", [sizes[0], *map(id, arrays)])
+    missing = [1] * (3 - len(sizes))  # the middle loop, if there are two
+    table = [sizes[0], *missing, *sizes[1:]]
+    for a, steps in zip(arrays, strides, strict=True):
+        table += (id(a), steps[0], steps[1] if len(steps) == 3 else 0)
+    return array("q", table)
+
+
+def _computes(program: Program) -> bool:
+    """Whether all outputs are computed: an input or constant among them is NumPy's affair."""
+    return not any(e.op in ("const", "input") for e in program.outputs)
+
+
+def _operands(program: Program, args: Sequence):
+    """``(element, shape of the result, arrays, pattern, numbers)``, or None if something does not
+    fit.
+
+    The pattern has one letter per argument: ``-`` not read, ``n`` number, ``v`` real array, ``b``
+    mask.
+    """
+    used = program.used
+    arrays, numbers, pattern = [], [], []
+    element = shape = None
+    same = True
+    for a, name in zip(args, program.inputs, strict=True):
+        if name not in used:
+            pattern.append("-")
+        elif a.__class__ is np.ndarray:
+            if a.dtype == _BOOL:
+                pattern.append("b")
+            else:
+                found = _ELEMENTS.get(a.dtype)
+                if found is None or element not in (None, found):
+                    return None
+                element = found
+                pattern.append("v")
+            same = same and shape in (None, a.shape)
+            shape = a.shape if shape is None else shape
+            arrays.append(a)
+        elif a.__class__ in _NUMBERS:
+            pattern.append("n")
+            try:
+                numbers.append(float(a))
+            except OverflowError:
+                return None
+        else:
+            return None
+    if element is None:
+        return None
+    if not same:
+        shape = _broadcast(program, arrays, [k for k, p in enumerate(pattern) if p in "vb"])
+        if shape is None:
+            return None
+    return element, shape, arrays, "".join(pattern), numbers
+
+
+def _broadcast(program: Program, arrays: list, positions: list[int]) -> tuple[int, ...] | None:
+    """The shape of the results, if all have the same."""
+    try:
+        shape = np.broadcast_shapes(*[a.shape for a in arrays])
+    except ValueError:
+        return None  # NumPy has the words for it
+    shapes = {program.inputs[k]: a.shape for a, k in zip(arrays, positions, strict=True)}
+    for e in program.outputs:
+        read = [shapes[name] for name in inputs_of([e]) if name in shapes]
+        if len(program.outputs) > 1 and shape not in read and np.broadcast_shapes(*read) != shape:
+            return None
+    return shape
+
+
+def _steps(sizes: Sequence[int], itemsize: int) -> list[int]:
+    """Strides in bytes of a C-contiguous array."""
+    steps = []
+    for n in reversed(sizes):
+        steps.append(itemsize)
+        itemsize *= n
+    return steps[::-1]
+
+
+def _dimensions(shape, arrays) -> tuple[list[int], list[list[int]]] | None:
+    """Sizes of at most three nested loops and the strides of every array in them, in bytes.
+
+    Neighbouring dimensions that every array steps through at one stride become one. None if three
+    loops do not do, or if an array's elements lie apart in the innermost.
+    """
+    if all(a.shape == shape and a.flags.c_contiguous for a in arrays):
+        size = 1
+        for n in shape:
+            size *= n
+        return [size], [[a.itemsize] for a in arrays]
+    wide = [_strides_in(a, len(shape)) for a in arrays]
+    sizes: list[int] = []
+    kept: list[list[int]] = [[] for _ in arrays]
+    for d, n in enumerate(shape):
+        if n == 1:
+            continue
+        steps = [w[d] for w in wide]
+        if sizes and all(k[-1] == s * n for k, s in zip(kept, steps, strict=True)):
+            sizes[-1] *= n
+            for k, s in zip(kept, steps, strict=True):
+                k[-1] = s
+        else:
+            sizes.append(n)
+            for k, s in zip(kept, steps, strict=True):
+                k.append(s)
+    fits = all(k and k[-1] in (0, a.itemsize) for k, a in zip(kept, arrays, strict=True))
+    return (sizes, kept) if fits and len(sizes) <= 3 and 0 not in shape else None
+
+
+def _strides_in(a: np.ndarray, ndim: int) -> list[int]:
+    """Strides of an array broadcast to ``ndim`` dimensions."""
+    own = [0 if n == 1 else s for n, s in zip(a.shape, a.strides, strict=True)]
+    return [0] * (ndim - a.ndim) + own
+
+
+def _inner_strides(pattern: str, strides: list) -> str:
+    """The pattern with capitals for arrays of which the innermost loop reads one element only."""
+    each = iter(strides)
+    return "".join(p.upper() if p in "vb" and next(each)[-1] == 0 else p for p in pattern)
+
+
+def _rows_kernel(
+    compiler: Machine, program: Program, element: str, pattern: str, loops: int
+) -> str:
+    """The text of ``kernel(table, numbers, first, last)`` for arrays in one loop or three nested
+    ones.
+
+    The table holds the sizes (outer, middle, inner) and per array, outputs last: the array object,
+    outer and middle stride in bytes; for one loop: the size and the array objects. Threads share
+    the outermost loop.
+    """
+    code = Code(element, compiler.lanes(element))
+    parameters = [code.parameter(*p) for p in _TABLE]
+    table, numbers, first, last = parameters
+    kinds = [(n, p) for n, p in zip(program.inputs, pattern, strict=True) if p in "vbVB"]
+    numbered = [n for n, p in zip(program.inputs, pattern, strict=True) if p == "n"]
+    inputs = {n: _number(code, numbers, k) for k, n in enumerate(numbered)}
+    rules = _rules(compiler, element)
+    sizes = [code.load(code.at(table, k), "i64") for k in range(loops)]
+    bases, strides = [], []
+    for k in range(len(kinds) + len(program.outputs)):
+        entry = [code.at(table, loops + loops * k + d) for d in range(loops)]
+        bases.append(_data(code, compiler, code.load(entry[0], "ptr")))
+        strides.append([code.load(step, "i64") for step in entry[1:]])
+
+    def rows(pointers: list[Value], start: Value, stop: Value) -> None:
+        for (name, kind), pointer in zip(kinds, pointers, strict=False):
+            if kind in "VB":
+                inputs[name] = _load_one(code, pointer, kind == "B")
+
+        def body(i: Value, mask: Value | None) -> None:
+            vectors = {
+                name: _load(code, pointer, i, mask, kind == "b")
+                for (name, kind), pointer in zip(kinds, pointers, strict=False)
+                if kind in "vb"
+            }
+            results = _evaluate(code, program.outputs, {**inputs, **vectors}, rules)
+            targets = pointers[len(kinds) :]
+            for e, value, pointer in zip(program.outputs, results, targets, strict=True):
+                if _is_bool(value) != (e.op in BOOLEAN):
+                    raise Unsupported
+                _store(code, value, pointer, i, mask)
+
+        _sweep(code, start, stop, body)
+
+    if loops == 1:
+        rows(bases, *_share(code, sizes[0], first, last, 64))
+        return code.function("kernel", parameters)
+    zero = code.integer(0)
+    with (
+        code.loop(*_share(code, sizes[0], first, last, 1)) as o,
+        code.loop(zero, sizes[1]) as m,
+    ):
+        steps = [o * outer + m * middle for outer, middle in strides]
+        rows([code.at(b, s, "i8") for b, s in zip(bases, steps, strict=True)], zero, sizes[2])
+    return code.function("kernel", parameters)
+
+
+# ------------------------------------------------------------------------------------------------
+# updates in place
+
+
+_Update = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+)
+_Check = ctypes.CFUNCTYPE(
+    ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
+    ctypes.c_void_p, ctypes.c_void_p,
+)  # fmt: skip
+
+
+def update(program: Program, lists: Sequence[list], numbers: Sequence[float]) -> bool:
+    """Overwrite the arrays of the first lists with the outputs of a program, one per list.
+
+    The inputs of the program are one list each, then the numbers. False, and nothing written, where
+    NumPy must do it: arrays that are not float32 or float64, C-contiguous and of one shape where
+    they belong together.
+    """
+    compiler = machine()
+    count = len(lists[0])
+    if compiler is None or not count or lists[0][0].__class__ is not np.ndarray or _raises():
+        return False
+    dtype = lists[0][0].dtype
+    element = _ELEMENTS.get(dtype)
+    if element is None:
+        return False
+    kernel = _compiled(
+        program,
+        ("update", element),
+        lambda compiler: _update_kernel(compiler, program, element, len(lists)),
+        _Update,
+    )
+    if kernel is None:
+        return False
+    table = array("q", [id(a) for arrays in lists for a in arrays] + [0] * count)
+    address = table.buffer_info()[0]
+    size = _checker(compiler)(
+        address, len(lists), count, len(program.outputs), id(np.ndarray), id(dtype)
+    )
+    if size < 0:
+        return False
+    values = array("d", numbers)
+    where = values.buffer_info()[0]
+    _spread(lambda first, last: kernel(address, count, where, first, last), size)
+    return True
+
+
+def _update_kernel(compiler: Machine, program: Program, element: str, lists: int) -> str:
+    """The text of ``kernel(table, count, numbers, first, last)``.
+
+    The table holds ``count`` array objects per list and then their sizes. Every thread does its
+    part of every array.
+    """
+    code = Code(element, compiler.lanes(element))
+    names = [("table", "ptr"), ("count", "i64"), ("numbers", "ptr"), ("first", "i64")]
+    parameters = [code.parameter(*p) for p in (*names, ("last", "i64"))]
+    table, count, numbers, first, last = parameters
+    scalars = program.inputs[lists:]
+    constants = {name: _number(code, numbers, k) for k, name in enumerate(scalars)}
+    rules = _rules(compiler, element)
+    with code.loop(code.integer(0), count) as j:
+        entries = [code.at(table, count * k + j) for k in range(lists + 1)]
+        pointers = [_data(code, compiler, code.load(entry, "ptr")) for entry in entries[:-1]]
+        size = code.load(entries[-1], "i64")
+
+        def body(i: Value, mask: Value | None) -> None:
+            arrays = {
+                name: _load(code, pointer, i, mask, False)
+                for name, pointer in zip(program.inputs, pointers, strict=False)
+                if name in program.used
+            }
+            results = _evaluate(code, program.outputs, {**constants, **arrays}, rules)
+            for value, pointer in zip(results, pointers, strict=False):
+                _store(code, _real(value), pointer, i, mask)
+
+        _sweep(code, *_share(code, size, first, last, 64), body)
+    return code.function("kernel", parameters)
+
+
+_CHECK_FLAGS = {"read": 0x101, "written": 0x501}  # C-contiguous, aligned; and writeable
+
+
+def _checker(compiler: Machine) -> Callable:
+    """``check(table, lists, count, written, type, dtype)``: the sizes go to the end of the table.
+
+    Its result is their sum, or -1 unless all are ndarrays of this dtype, contiguous, with one shape
+    per place in the lists, and the first ``written`` lists writeable.
+    """
+    if compiler.checker is None:
+        compiler.checker = _Check(compiler.load(_check_text(compiler)))
+    return compiler.checker
+
+
+def _check_text(compiler: Machine) -> str:
+    code = Code()
+    names = [("table", "ptr"), ("lists", "i64"), ("count", "i64"), ("written", "i64")]
+    parameters = [code.parameter(*p) for p in (*names, ("type", "ptr"), ("dtype", "ptr"))]
+    table, lists, count, written, type, dtype = parameters
+    total = code.emit("alloca i64", "ptr")
+    size = code.emit("alloca i64", "ptr")
+    zero, one = code.integer(0), code.integer(1)
+    code.store(zero, total)
+
+    def field(obj: Value, name: str, type: str) -> Value:
+        return code.load(code.at(obj, compiler.offsets[name], "i8"), type)
+
+    def demand(a: Value, b) -> None:
+        code.leave_unless(a.compare("eq", b), "i64 -1")
+
+    with code.loop(zero, count) as j:
+        first = code.load(code.at(table, j), "ptr")
+        demand(field(first, "type", "ptr"), type)
+        ndim, shape = field(first, "ndim", "i32"), field(first, "shape", "ptr")
+        dims = ndim.convert("sext", "i64")
+        code.store(one, size)
+        with code.loop(zero, dims) as d:
+            code.store(code.load(size, "i64") * code.load(code.at(shape, d), "i64"), size)
+        with code.loop(zero, lists) as k:
+            obj = code.load(code.at(table, k * count + j), "ptr")
+            demand(field(obj, "type", "ptr"), type)
+            demand(field(obj, "dtype", "ptr"), dtype)
+            demand(field(obj, "ndim", "i32"), ndim)
+            own = field(obj, "shape", "ptr")
+            with code.loop(zero, dims) as d:
+                n = code.load(code.at(own, d), "i64")
+                demand(n, code.load(code.at(shape, d), "i64"))
+            flags = field(obj, "flags", "i32")
+            needed = [Value(code, str(_CHECK_FLAGS[f]), "i32") for f in ("written", "read")]
+            needed = code.select(k.compare("slt", written), *needed)
+            demand(flags & needed, needed)
+        elements = code.load(size, "i64")
+        code.store(elements, code.at(table, lists * count + j))
+        code.store(code.load(total, "i64") + elements, total)
+    return code.function("kernel", parameters, str(code.load(total, "i64")))

@@ -1,0 +1,327 @@
+"""Native kernels against NumPy: every row, odd sizes, special values, broadcasting, updates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import gpugrad as gg
+from gpugrad.codegen import llvm
+from gpugrad.codegen.arrays import Program
+from gpugrad.codegen.functions import functions_for
+from gpugrad.codegen.machine import machine
+from gpugrad.ops import REGISTRY
+from gpugrad.ops.core import Elementwise
+
+pytest.importorskip("llvmlite")
+
+SIZES = (1, 7, 8, 9, 8191, 100_003)
+SPECIAL = (
+    math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-45, 1e-40, 1.2e-38, 1e-20,
+    3e-8, 6e-8, 1e-4, 0.625, 0.84375, 1.25, 9.0, 17.4, 88.72, 88.73, 89.5, -87.4, -103.9, -104.1,
+    127.0, 128.0, -149.0, -150.5, 1e20, 3e38, -3e38,
+)  # fmt: skip
+
+# Units in the last place from the exact value; NumPy's own rounding is 0.5 to 3.
+ULP = 2.0
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    assert machine() is not None
+
+
+def elementwise_rows() -> list[str]:
+    return sorted(name for name, op in REGISTRY.items() if isinstance(op, Elementwise))
+
+
+def arguments(op, n: int, dtype: str, rng) -> list[np.ndarray]:
+    domains = op.domain if isinstance(op.domain[0], tuple) else (op.domain,) * op.arity
+    args = [rng.uniform(*(domains * op.arity)[i], size=n).astype(dtype) for i in range(op.arity)]
+    if op.name == "where":
+        args[0] = args[0] > 0.5
+    return args
+
+
+def by_numpy(program: Program, args) -> list[np.ndarray]:
+    dtype = next(a.dtype for a in args if a.dtype != bool)
+    results = program.direct(functions_for(np), dtype)(*args)
+    return results if isinstance(results, list) else [results]
+
+
+def assert_close(found, wanted, dtype) -> None:
+    """Equal to a few roundings of the terms, which may cancel: relative to the largest value."""
+    if wanted.dtype == bool:
+        np.testing.assert_array_equal(found, wanted)
+        return
+    scale = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
+    eps = float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(found, wanted, rtol=8 * eps, atol=4 * eps * scale)
+
+
+def programs(op) -> list[tuple[Program, list[str]]]:
+    """The forward program of a row and its backward programs."""
+    found = [(Program([op.body], op.names, ()), op.names)]
+    for i in range(op.arity):
+        if op.differentiable(i):
+            rule = op.rule(tuple(k == i for k in range(op.arity)))
+            found.append((rule.program, rule.program.inputs))
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", elementwise_rows())
+def test_row_equals_numpy(name, dtype):
+    op = REGISTRY[name]
+    rng = np.random.default_rng(0)
+    for program, names in programs(op):
+        for n in SIZES:
+            args = arguments(op, n, dtype, rng)
+            env = dict(zip(op.names, args, strict=True))
+            env["y"] = op.eval(*args)
+            env["g"] = rng.normal(size=n).astype(dtype)
+            values = [env[name] for name in names]
+            found = llvm.run(program, values)
+            if found is None:
+                break
+            wanted = by_numpy(program, values)
+            for a, b in zip(found, wanted, strict=True):
+                assert a.dtype == b.dtype
+                assert_close(a, b, dtype)
+
+
+EXACT = [
+    "add", "sub", "mul", "div", "neg", "where", "square", "sqrt", "rsqrt", "reciprocal", "abs",
+    "sign", "floor", "ceil", "trunc", "round", "maximum", "minimum", "relu", "leaky_relu", "lerp",
+    "hardtanh", "clamp_min", "lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or",
+    "logical_xor", "logical_not", "isnan", "isinf", "isfinite",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_arithmetic_rounds_as_numpy(name, dtype):
+    """Bit for bit, also between special values (the sign of a zero of maximum is free)."""
+    op = REGISTRY[name]
+    rng = np.random.default_rng(1)
+    special = np.array(SPECIAL, dtype)
+    random = rng.normal(size=special.size**2).astype(dtype)
+    grids = np.meshgrid(*[special] * op.arity) if op.arity < 3 else [rng.permutation(random)] * 3
+    pairs = [np.concatenate([g.reshape(-1), random]) for g in grids]
+    args = [np.ascontiguousarray(p) for p in pairs]
+    if name == "where":
+        args[0] = args[0] > 0.5
+    (found,) = llvm.run(Program([op.body], op.names, ()), args)
+    wanted = op.eval(*args)
+    np.testing.assert_array_equal(found, wanted)
+    if found.dtype != bool and name not in ("maximum", "minimum", "relu", "hardtanh", "clamp_min"):
+        number = ~np.isnan(wanted)
+        np.testing.assert_array_equal(np.signbit(found)[number], np.signbit(wanted)[number])
+
+
+# ---- mathematical functions
+
+EXACTLY = {
+    "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2,
+    "log10": np.log10, "log1p": np.log1p, "tanh": np.tanh, "erf": np.vectorize(math.erf),
+}  # fmt: skip
+
+
+def every_float32(step: int) -> np.ndarray:
+    """Every ``step``-th float32, of both signs."""
+    bits = np.arange(0, 0x7F800000, step, dtype=np.uint32)
+    positive = bits.view(np.float32)
+    return np.concatenate([positive, -positive])
+
+
+@np.errstate(all="ignore")
+def ulps(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Distance from exact values in units in the last place of float32."""
+    rounded = exact.astype(np.float32)
+    distance = np.abs(found.astype(np.float64) - exact)
+    unit = np.spacing(np.abs(rounded)).astype(np.float64)
+    same = (found == rounded) | (np.isnan(found) & np.isnan(rounded))
+    return np.where(same, 0.0, distance / unit)
+
+
+def check_function(name: str, x: np.ndarray, run) -> None:
+    op = REGISTRY[name]
+    (found,) = run(Program([op.body], op.names, ()), [x])
+    with np.errstate(all="ignore"):
+        wide = x.astype(np.float64 if name == "erf" else np.longdouble)
+        exact = EXACTLY[name](wide).astype(np.float64)
+    distance = ulps(found, exact)
+    worst = int(np.argmax(np.where(np.isnan(distance), np.inf, distance)))
+    assert distance[worst] <= ULP, f"{name}({x[worst]!r}) = {found[worst]!r}: {distance[worst]}"
+    zero = x == 0
+    if exact[zero].any():
+        return
+    np.testing.assert_array_equal(np.signbit(found[zero]), np.signbit(x[zero]))
+
+
+@pytest.mark.parametrize("name", EXACTLY)
+def test_function_is_within_two_ulp(name):
+    step = 40_009 if name == "erf" else 4_001  # Python's erf takes its time
+    near = np.random.default_rng(2).normal(size=50_000) * 4
+    x = np.concatenate([every_float32(step), near, SPECIAL]).astype(np.float32)
+    check_function(name, x, llvm.run)
+
+
+# ---- layouts
+
+SHAPES = [
+    ((64, 10), (10,)),
+    ((64, 10), (64, 1)),
+    ((10,), (64, 10)),
+    ((64, 1), (1, 10)),
+    ((5, 3, 4, 6), (1, 3, 1, 1)),
+    ((5, 3, 4, 6), (3, 1, 1)),
+    ((5, 3, 4, 6), (5, 1, 4, 6)),
+    ((5, 3, 4, 6), (6,)),
+    ((5, 3, 40), ()),
+    ((7, 1, 9), (7, 8, 1)),
+    ((1, 1), (1, 1)),
+    ((4, 1, 1), (4, 1, 1)),
+    ((0, 3), (3,)),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), SHAPES)
+def test_broadcasting(a, b):
+    rng = np.random.default_rng(3)
+    x, y = (rng.normal(size=s).astype(np.float32) for s in (a, b))
+    op = REGISTRY["sub"]
+    found = llvm.run(Program([op.body], op.names, ()), [x, y])
+    if found is None:  # four loops, or nothing to do
+        assert 0 in a or (a, b) == ((5, 3, 4, 6), (5, 1, 4, 6))
+        return
+    np.testing.assert_array_equal(found[0], x - y)
+
+
+def test_strided_rows_and_what_is_left_to_numpy():
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(20, 30)).astype(np.float32)
+    program = Program([REGISTRY["mul"].body], ["x0", "x1"], ())
+    for a, b in [(x[:, :7], x[:, 7:14]), (x[::2], x[1::2]), (x[:, 4:5], x), (x[::-1], x)]:
+        np.testing.assert_array_equal(llvm.run(program, [a, b])[0], a * b)
+    for a, b in [(x.T, x.T[:, ::-1]), (x[:, ::2], x[:, 1::2]), (x, x.astype(np.float64))]:
+        assert llvm.run(program, [a, b]) is None
+    assert llvm.run(program, [x, x[:3]]) is None  # does not broadcast
+    assert llvm.run(program, [x.astype(">f4"), 2.0]) is None
+    assert llvm.run(program, [x, np.float64(2.0)]) is None  # not weakly typed
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(3_000_017,), (1001, 1003), (3, 700_001)])
+def test_every_element_is_written_once(shape, threads, monkeypatch):
+    """Threads share the work without a gap; memory is full of NaN before."""
+    monkeypatch.setattr(llvm.backend.settings, "num_threads", threads)
+    monkeypatch.setattr(llvm, "PARALLEL", 1)
+    monkeypatch.setattr(llvm.backend, "empty", lambda s, d: np.full(s, np.nan, d))
+    x = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+    bias = np.arange(shape[-1], dtype=np.float32)
+    op = REGISTRY["add"]
+    program = Program([op.body], op.names, ())
+    np.testing.assert_array_equal(llvm.run(program, [x, 0.1])[0], x + np.float32(0.1))
+    np.testing.assert_array_equal(llvm.run(program, [x, bias])[0], x + bias)
+
+
+def test_masks():
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(50, 33)).astype(np.float32)
+    keep, column = x > 0.3, rng.random((50, 1)) > 0.5
+    where, both = REGISTRY["where"], REGISTRY["logical_and"]
+    program = Program([where.body], where.names, ())
+    np.testing.assert_array_equal(llvm.run(program, [keep, x, 0.0])[0], np.where(keep, x, 0))
+    found = llvm.run(program, [column, x, -1.0])[0]
+    np.testing.assert_array_equal(found, np.where(column, x, np.float32(-1)))
+    (found,) = llvm.run(Program([both.body], both.names, ()), [keep, x])
+    np.testing.assert_array_equal(found, np.logical_and(keep, x))
+    assert llvm.run(Program([both.body], both.names, ()), [keep, keep]) is None
+
+
+def test_numpy_computes_where_errors_raise():
+    x = np.zeros(100, np.float32)
+    program = Program([REGISTRY["log"].body], ["x0"], ())
+    with np.errstate(divide="raise"):
+        assert llvm.run(program, [x]) is None
+    assert np.isneginf(llvm.run(program, [x])[0]).all()
+
+
+# ---- updates
+
+
+@gg.foreach
+def descend(p, m, g, *, lr, beta):
+    m = beta * m + (1 - beta) * gg.tanh(g)
+    return p - lr * m / (abs(p) + 1e-3), m
+
+
+def tensors(dtype, shapes, seed):
+    rng = np.random.default_rng(seed)
+    return [[gg.tensor(rng.normal(size=s).astype(dtype)) for s in shapes] for _ in range(3)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_update_equals_numpy(dtype, threads, monkeypatch):
+    shapes = [(3, 4), (), (1,), (0, 5), (8191,), (100_003,), (300, 1001)]
+    native, plain = (tensors(dtype, shapes, 7) for _ in range(2))
+    monkeypatch.setattr(llvm.backend.settings, "num_threads", threads)
+    monkeypatch.setattr(llvm, "PARALLEL", 1000)
+    descend(*native, lr=0.1, beta=0.9)
+    monkeypatch.setattr(llvm, "machine", lambda: None)
+    descend(*plain, lr=0.1, beta=0.9)
+    for a, b in zip(native, plain, strict=True):
+        for s, t in zip(a, b, strict=True):
+            assert_close(s.array, t.array, dtype)
+
+
+def test_update_falls_back_for_other_layouts():
+    x, y, z = tensors("float32", [(6, 5), (4, 4)], 8)
+    turned = [t.array.copy() for t in x]
+    strided = [gg.tensor(np.asfortranarray(t.array)) for t in y]
+    wanted = [p - np.float32(0.5) * g for p, g in zip(turned, [t.array for t in y], strict=True)]
+
+    @gg.foreach
+    def step(p, g, *, lr):
+        return p - lr * g
+
+    step(x, strided, lr=0.5)
+    for found, w in zip(x, wanted, strict=True):
+        np.testing.assert_array_equal(found.array, w)
+    with pytest.raises(RuntimeError, match="must have the same shape"):
+        step(x, [z[0], z[0]], lr=0.5)
+    with pytest.raises(ValueError, match="one length"):
+        step(x, [z[0]], lr=0.5)
+    frozen = gg.from_numpy(np.zeros((6, 5), np.float32))
+    frozen.array.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        step([frozen], [z[0]], lr=0.5)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_numbers_are_computed_in_float64(native, monkeypatch):
+    """1 - beta of numbers alone: in float32 the result would be off by 1.3e-5 of itself."""
+    if not native:
+        monkeypatch.setattr(llvm, "machine", lambda: None)
+
+    @gg.foreach
+    def take(p, *, beta):
+        return p * (1 - beta)
+
+    p = gg.ones(5)
+    take([p], beta=0.999)
+    np.testing.assert_array_equal(p.array, np.float32(1 - 0.999))
+
+
+def test_update_notes_one_write_for_all():
+    p, m, g = tensors("float32", [(2,), (3,)], 9)
+    x = (p[0].requires_grad_() * 2.0).exp()
+    descend(p, m, g, lr=0.1, beta=0.5)
+    assert len({t._version[0] for t in (*p, *m)}) == 1
+    assert p[0]._version[1][0] == __file__
+    x.sum().backward()
