@@ -4,6 +4,7 @@ methods made of them."""
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,6 +149,8 @@ def pow(input, exponent) -> Tensor:
                 return reciprocal(input)
             if exponent == 3:
                 return input * square(input)
+            if exponent == 0:  # the general derivative would divide by zeros of the input
+                return where(creation.ones_like(input, dtype=dtypes.bool_), 1.0, input)
         elif exponent.__class__ is int and exponent < 0:
             raise RuntimeError("Integers to negative integer powers are not allowed.")
     return _power(input, exponent)
@@ -186,6 +189,8 @@ def lerp(input, end, weight) -> Tensor:
 
 def round(input, *, decimals: int = 0) -> Tensor:
     """Round to the nearest integer (halves to even) or to ``decimals`` digits."""
+    if input.dtype.kind in "iu" and decimals >= 0:
+        return clone(input)
     if decimals == 0:
         return elementwise(e.round, (input,))
     factor = 10.0**decimals
@@ -227,6 +232,8 @@ def equal(input, other) -> bool:
 
 def nan_to_num(input, nan: float = 0.0, posinf=None, neginf=None) -> Tensor:
     """Replace NaN and infinities by numbers (infinities by the dtype's largest, unless given)."""
+    if input.dtype.kind != "f":
+        return clone(input)
     limits = dtypes.finfo(input.dtype)
     x = where(isnan(input), nan, input)
     x = where(x == float("inf"), float(limits.max) if posinf is None else posinf, x)
@@ -375,7 +382,8 @@ def _dims(dim, ndim: int) -> tuple[int, ...] | None:
     if dim is None:
         return None
     if isinstance(dim, _INT):
-        return (_dim(dim, ndim),) if ndim else None
+        axis = _dim(dim, ndim)
+        return (axis,) if ndim else None
     dims = tuple(_dim(d, ndim) for d in dim)
     if len(set(dims)) != len(dims):
         raise RuntimeError(f"dim {dim} appears multiple times in the list of dims")
@@ -385,7 +393,7 @@ def _dims(dim, ndim: int) -> tuple[int, ...] | None:
 def _sizes(args) -> tuple:
     if len(args) == 1 and not isinstance(args[0], (*_INT, Tensor)):
         args = args[0]
-    return tuple([n if n.__class__ is int else int(n) for n in args])
+    return tuple([n if n.__class__ is int else operator.index(n) for n in args])
 
 
 def _known_shape(sizes, numel: int, old) -> tuple:
@@ -463,9 +471,9 @@ def ravel(input) -> Tensor:
     return reshape(input, -1)
 
 
-def permute(input, *dims) -> Tensor:
+def permute(input, *args, dims=None) -> Tensor:
     """A view with the dimensions in another order."""
-    dims = tuple(_dim(d, input.ndim) for d in _sizes(dims))
+    dims = tuple(_dim(d, input.ndim) for d in _sizes(args if dims is None else (dims,)))
     if sorted(dims) != list(range(input.ndim)):
         raise RuntimeError(
             f"permute(dims): the dims {dims} are not an order of the {input.ndim} dimensions of "
@@ -500,6 +508,14 @@ def movedim(input, source, destination) -> Tensor:
         _dim(d, input.ndim)
         for d in ((destination,) if isinstance(destination, _INT) else destination)
     ]
+    if len(sources) != len(targets):
+        raise RuntimeError(
+            f"movedim: Invalid source or destination dims: {sources} and {targets} must have the "
+            f"same number of elements"
+        )
+    for dims in (sources, targets):
+        if len(set(dims)) != len(dims):
+            raise RuntimeError(f"movedim: repeated dim in {dims}")
     rest = [d for d in range(input.ndim) if d not in sources]
     for target, origin in sorted(zip(targets, sources, strict=True)):
         rest.insert(target, origin)
@@ -552,7 +568,11 @@ def broadcast_to(input, size) -> Tensor:
 
 def broadcast_tensors(*tensors) -> tuple[Tensor, ...]:
     """All tensors expanded to their common shape."""
-    common = np.broadcast_shapes(*[tuple(x.shape) for x in tensors])
+    shapes = [tuple(x.shape) for x in tensors]
+    try:
+        common = np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise RuntimeError(f"shapes {shapes} do not broadcast together") from None
     return tuple(expand(x, *common) for x in tensors)
 
 
@@ -570,6 +590,8 @@ def repeat(self, *sizes) -> Tensor:
             "Number of dimensions of repeat dims can not be smaller than number of dimensions of "
             "tensor"
         )
+    if builtins.any(r < 0 for r in sizes):
+        raise RuntimeError(f"repeat: numbers of copies must not be negative, got {sizes}")
     old = (1,) * lead + tuple(self.shape)
     x = reshape(self, *[n for s in old for n in (1, s)])
     x = shape.broadcast_to(
@@ -584,11 +606,25 @@ def tile(input, dims) -> Tensor:
     return repeat(input, *((1,) * builtins.max(0, input.ndim - len(dims)) + dims))
 
 
-def repeat_interleave(input, repeats: int, dim: int | None = None) -> Tensor:
-    """Every element repeated in place along a dimension."""
+def repeat_interleave(input, repeats, dim: int | None = None) -> Tensor:
+    """Every position along a dimension (of the flattened tensor, without ``dim``) so many times in
+    a row: one number, or a vector with a number for each."""
     if dim is None:
         input, dim = reshape(input, -1), 0
     dim = _dim(dim, input.ndim)
+    if isinstance(repeats, Tensor):
+        counts, n = backend_arrays.to_numpy(repeats.array), input.shape[dim]
+        if counts.dtype.kind not in "iu" or counts.ndim > 1 or counts.size not in (1, n):
+            raise RuntimeError(
+                f"repeats must be an integer vector of {n} (or one) elements, got {counts.dtype} "
+                f"of shape {counts.shape}"
+            )
+        if (counts < 0).any():
+            raise RuntimeError("repeats can not be negative")
+        positions = np.repeat(np.arange(n), np.broadcast_to(counts.reshape(-1), (n,)))
+        return index_select(input, dim, wrap(positions))
+    if repeats < 0:
+        raise RuntimeError("repeats can not be negative")
     x = unsqueeze(input, dim + 1)
     x = shape.broadcast_to(x, shape=(*x.shape[: dim + 1], repeats, *x.shape[dim + 2 :]))
     return reshape(x, *input.shape[:dim], input.shape[dim] * repeats, *input.shape[dim + 1 :])
@@ -598,9 +634,11 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors along an existing dimension."""
     tensors = list(tensors)
     if not tensors:
-        raise RuntimeError("torch.cat(): expected a non-empty list of Tensors")
+        raise ValueError("torch.cat(): expected a non-empty list of Tensors")
     target = dtypes.result_type_of([(x.dtype, 2) for x in tensors])
     tensors = [x if x.dtype == target else shape.cast(x, dtype=target) for x in tensors]
+    # torch lets an empty vector join anything, a relic from before empty tensors had shapes
+    tensors = [x for x in tensors if x.shape != (0,)] or tensors[:1]
     axis = _dim(dim, tensors[0].ndim)
     _check_joinable(tensors, axis)
     return shape.cat(*tensors, axis=axis)
@@ -669,12 +707,23 @@ def chunk(input, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     if chunks <= 0:
         raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
     n = input.shape[_dim(dim, input.ndim)]
-    return split(input, builtins.max(1, -(-n // chunks)), dim)
+    return split(input, -(-n // chunks), dim) if n else split(input, [0] * chunks, dim)
 
 
 def narrow(input, dim: int, start: int, length: int) -> Tensor:
     """A view of ``length`` positions along a dimension."""
     dim = _dim(dim, input.ndim)
+    n = input.shape[dim] if input.ndim else 0
+    if length < 0:
+        raise RuntimeError("narrow(): length must be non-negative.")
+    if not -n <= start <= n:
+        raise IndexError(f"start out of range (expected to be in [-{n}, {n}], but got {start})")
+    start += n if start < 0 else 0
+    if start + length > n:
+        raise RuntimeError(
+            f"start ({start}) + length ({length}) exceeds dimension size ({n}) of shape "
+            f"{tuple(input.shape)}."
+        )
     return shape.getslice(input, index=(slice(None),) * dim + (slice(start, start + length),))
 
 
@@ -689,52 +738,78 @@ def unbind(input, dim: int = 0) -> tuple[Tensor, ...]:
     return tuple(select(input, dim, i) for i in range(input.shape[_dim(dim, input.ndim)]))
 
 
-def flip(input, *dims) -> Tensor:
+def flip(input, *args, dims=None) -> Tensor:
     """The order along some dimensions reversed (a copy)."""
-    return shape.flip(input, axes=tuple(_dim(d, input.ndim) for d in _sizes(dims)))
+    axes = tuple(_dim(d, input.ndim) for d in _sizes(args if dims is None else (dims,)))
+    if len(set(axes)) != len(axes):
+        raise RuntimeError(f"dim {axes} appears multiple times in the list of dims")
+    return shape.flip(input, axes=axes)
 
 
 def roll(input, shifts, dims=None) -> Tensor:
     """Shift positions along dimensions; what leaves at the end comes in at the start."""
     if dims is None:
+        if not isinstance(shifts, _INT) and len(shifts) != 1:
+            raise RuntimeError(f"shifts and dimensions must align. shifts: {shifts}, dims: None")
         return reshape(roll(reshape(input, -1), shifts, 0), *input.shape)
     shifts = (shifts,) if isinstance(shifts, _INT) else tuple(shifts)
     dims = (dims,) if isinstance(dims, _INT) else tuple(dims)
+    if len(shifts) != len(dims):
+        raise RuntimeError(f"shifts and dimensions must align. shifts: {shifts}, dims: {dims}")
     return shape.roll(input, shifts=shifts, axes=tuple(_dim(d, input.ndim) for d in dims))
+
+
+def _check_matrices(name, x) -> None:
+    if x.ndim < 2:
+        raise RuntimeError(f"{name}: input tensor must have at least 2 dimensions, got {x.ndim}")
 
 
 def triu(input, diagonal: int = 0) -> Tensor:
     """The upper triangle of matrices, zeros below."""
+    _check_matrices("triu", input)
     return shape.triu(input, offset=diagonal)
 
 
 def tril(input, diagonal: int = 0) -> Tensor:
     """The lower triangle of matrices, zeros above."""
+    _check_matrices("tril", input)
     return shape.tril(input, offset=diagonal)
 
 
 def diagonal(input, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """A diagonal of every matrix, as the last dimension."""
-    return shape.diagonal(
-        input, offset=offset, axis1=_dim(dim1, input.ndim), axis2=_dim(dim2, input.ndim)
-    )
+    axis1, axis2 = _dim(dim1, input.ndim), _dim(dim2, input.ndim)
+    if axis1 == axis2:
+        raise RuntimeError(f"diagonal dimensions cannot be identical {dim1}, {dim2}")
+    return shape.diagonal(input, offset=offset, axis1=axis1, axis2=axis2)
 
 
 def diag(input, diagonal: int = 0) -> Tensor:
     """The diagonal of a matrix, or the matrix with this diagonal."""
     if input.ndim == 2:
         return shape.diagonal(input, offset=diagonal, axis1=0, axis2=1)
+    if input.ndim != 1:
+        raise RuntimeError(f"diag(): Supports 1D or 2D tensors. Got {input.ndim}D")
     n = input.shape[0] + builtins.abs(diagonal)
     return shape.diagonal_scatter(input, shape=(n, n), offset=diagonal, axis1=0, axis2=1)
 
 
 def trace(input) -> Tensor:
     """The sum of the diagonal of a matrix."""
+    _check_ndim("trace", input, 2)
     return sum(diagonal(input))
 
 
 # ------------------------------------------------------------------------------------------------
 # reductions
+
+
+def _check_floating(name, input) -> None:
+    if input.dtype.kind not in "fc":
+        raise RuntimeError(
+            f"{name}(): the input must be of a floating point or complex dtype, got {input.dtype}; "
+            f"convert it with .float() first"
+        )
 
 
 def _float_input(input, dtype):
@@ -743,36 +818,35 @@ def _float_input(input, dtype):
     return input
 
 
+def _accumulator(input, dtype):
+    """The input in the dtype that sums and products are computed in: integers in int64."""
+    if dtype is None and input.dtype.kind in "biu":
+        dtype = dtypes.int64
+    return input if dtype is None else to(input, dtype=dtype)
+
+
 def sum(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
     """Sum over all elements or some dimensions; integers and booleans sum in int64."""
-    input = _float_input(input, dtype)
-    if dtype is None and input.dtype.kind in "biu" and input.dtype != dtypes.int64:
-        input = shape.cast(input, dtype=dtypes.int64)
+    input = _accumulator(input, dtype)
     return reduce.sum(input, axes=_dims(dim, input.ndim), keepdims=keepdim)
 
 
 def mean(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
     """Mean over all elements or some dimensions."""
     input = _float_input(input, dtype)
-    if input.dtype.kind not in "fc":
-        raise RuntimeError(
-            f"mean(): could not infer output dtype. Input dtype must be either a floating point "
-            f"or complex dtype. Got: {input.dtype}"
-        )
+    _check_floating("mean", input)
     return reduce.mean(input, axes=_dims(dim, input.ndim), keepdims=keepdim)
 
 
 def prod(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
     """Product over all elements or one dimension, as a tree of products: exact gradients also at
     zeros."""
-    input = _float_input(input, dtype)
-    if dim is None:
-        x, axis = reshape(input, -1), 0
-    else:
-        x, axis = input, _dim(dim, input.ndim)
+    input = _accumulator(input, dtype)
+    x, axis = (reshape(input, -1), 0) if dim is None else (input, _dim(dim, input.ndim))
+    if not x.ndim:
+        return positive(x)
     if x.shape[axis] == 0:
-        kept = reduce.kept_shape(x.shape, (axis,))
-        x = creation.ones(kept, dtype=x.dtype, device=x.device)
+        x = reduce.sum(x, axes=(axis,), keepdims=True) + 1
     while x.shape[axis] > 1:
         n = x.shape[axis]
         half = n // 2
@@ -797,7 +871,7 @@ def amin(input, dim=(), keepdim: bool = False) -> Tensor:
 def _nonempty(op, input, dim, keepdim):
     axes = _dims(None if dim == () else dim, input.ndim)
     if 0 in (input.shape if axes is None else [input.shape[a] for a in axes]):
-        raise IndexError(
+        raise (RuntimeError if axes is None else IndexError)(
             f"{op.name}(): Expected reduction dim to have non-zero size, got shape "
             f"{tuple(input.shape)}"
         )
@@ -817,6 +891,8 @@ class _Named(tuple):
 
 def _pick(input, positions, dim, keepdim):
     """Values and indices of one position along a dimension."""
+    if not input.ndim:
+        return _Named((clone(input), reshape(positions, ())))
     values = gather(input, dim, positions)
     if not keepdim:
         values, positions = squeeze(values, dim), squeeze(positions, dim)
@@ -852,9 +928,10 @@ def _arg(op, input, dim, keepdim):
     if dim is None:
         result = op(reshape(detach(input), -1), axis=0, keepdims=False)
         return reshape(result, *(1,) * input.ndim) if keepdim else result
+    axis = _dim(dim, input.ndim)
     if not input.ndim:
         return op(reshape(detach(input), 1), axis=0, keepdims=False)
-    return op(input, axis=_dim(dim, input.ndim), keepdims=keepdim)
+    return op(input, axis=axis, keepdims=keepdim)
 
 
 def argmax(input, dim: int | None = None, keepdim: bool = False) -> Tensor:
@@ -884,15 +961,20 @@ def count_nonzero(input, dim=None) -> Tensor:
 
 def logsumexp(input, dim, keepdim: bool = False) -> Tensor:
     """``log(sum(exp(input)))`` over dimensions, without overflow."""
+    if input.dtype.kind in "biu":
+        input = shape.cast(input, dtype=dtypes.get_default_dtype())
     return reduce.logsumexp(input, axes=_dims(dim, input.ndim), keepdims=keepdim)
 
 
 def var(
-    input, dim=None, *, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None
+    input, dim=None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
 ) -> Tensor:
     """Variance over all elements or some dimensions, dividing by n - correction."""
+    if isinstance(dim, bool):  # torch's var(input, unbiased)
+        dim, unbiased = None, dim
     if unbiased is not None:
         correction = 1 if unbiased else 0
+    _check_floating("var", input)
     axes = _dims(dim, input.ndim)
     n = reduce.count(input.shape, axes)
     centred = input - reduce.mean(input, axes=axes, keepdims=True)
@@ -901,10 +983,10 @@ def var(
 
 
 def std(
-    input, dim=None, *, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None
+    input, dim=None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
 ) -> Tensor:
     """Standard deviation: the square root of ``var``."""
-    return sqrt(var(input, dim, correction=correction, keepdim=keepdim, unbiased=unbiased))
+    return sqrt(var(input, dim, unbiased, keepdim, correction=correction))
 
 
 def var_mean(
@@ -916,6 +998,7 @@ def var_mean(
 
 def norm(input, p: Any = 2, dim=None, keepdim: bool = False) -> Tensor:
     """The p-norm of the elements; its gradient is 0 at 0, as torch's."""
+    _check_floating("norm", input)
     if p in (None, "fro"):
         p = 2
     if p == float("inf"):
@@ -923,7 +1006,7 @@ def norm(input, p: Any = 2, dim=None, keepdim: bool = False) -> Tensor:
     if p == -float("inf"):
         return amin(abs(input), () if dim is None else dim, keepdim)
     if p == 0:
-        return sum(ne(input, 0).to(dtype=input.dtype), dim, keepdim)
+        return sum(where(ne(input, 0), 1.0, sign(input)), dim, keepdim)
     if p == 1:
         return sum(abs(input), dim, keepdim)
     total = sum(square(input) if p == 2 else pow(abs(input), p), dim, keepdim)
@@ -933,28 +1016,53 @@ def norm(input, p: Any = 2, dim=None, keepdim: bool = False) -> Tensor:
 
 
 def cumsum(input, dim: int, *, dtype=None) -> Tensor:
-    """Running sums along a dimension."""
-    input = _float_input(input, dtype)
-    return reduce.cumsum(input, axis=_dim(dim, input.ndim)) if input.ndim else clone(input)
+    """Running sums along a dimension; integers and booleans sum in int64."""
+    input = _accumulator(input, dtype)
+    axis = _dim(dim, input.ndim)
+    return reduce.cumsum(input, axis=axis) if input.ndim else clone(input)
 
 
-def median(input) -> Tensor:
-    """The (lower) median of all elements."""
-    flat = reshape(input, -1)
-    return sort(flat)[0][(flat.shape[0] - 1) // 2]
+def median(input, dim: int | None = None, keepdim: bool = False):
+    """The (lower) median of all elements; with a ``dim`` the pair (values, indices) along it."""
+    if dim is None:
+        flat = reshape(input, -1)
+        return _median(flat, 0, False)[0]
+    return _median(input, dim, keepdim)
+
+
+def _median(input, dim, keepdim):
+    """Values and indices of the middle of the sorted order; NaN, if there is one."""
+    if not input.ndim:
+        return _pick(input, creation.zeros(dtype=dtypes.int64), 0, keepdim)
+    axis = _dim(dim, input.ndim)
+    n = input.shape[axis]
+    if not n:
+        raise IndexError(
+            f"median(): Expected reduction dim {dim} to have non-zero size, got shape "
+            f"{tuple(input.shape)}"
+        )
+    order = argsort(input, axis)
+    middle = narrow(order, axis, (n - 1) // 2, 1)
+    last = narrow(order, axis, n - 1, 1)  # NaN sorts last
+    if input.dtype.kind == "f":
+        middle = where(isnan(gather(detach(input), axis, last)), last, middle)
+    return _pick(input, middle, axis, keepdim)
 
 
 def sort(input, dim: int = -1, descending: bool = False, stable: bool = True):
     """Values in order along a dimension, and their indices; always stable."""
     if not input.ndim:
+        _dim(dim, 0)
         return _Named((clone(input), creation.zeros(dtype=dtypes.int64)))
     order = argsort(input, dim, descending)
     return _Named((gather(input, dim, order), order))
 
 
-def argsort(input, dim: int = -1, descending: bool = False) -> Tensor:
-    """Indices that put a dimension in (stable) order."""
+def argsort(input, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
+    """Indices that put a dimension in order; always stable."""
     axis = _dim(dim, input.ndim)
+    if not input.ndim:
+        return creation.zeros(dtype=dtypes.int64, device=input.device)
     if not descending:
         return reduce.argsort(input, axis=axis)
     backwards = flip(reduce.argsort(flip(detach(input), axis), axis=axis), axis)
@@ -970,33 +1078,45 @@ def topk(input, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 
 
 def unique(input) -> Tensor:
-    """The different values, in order."""
-    return wrap(backend_arrays.array_module(input.array).unique(input.array))
+    """The different values, in order; the gradient of each goes to its first occurrence."""
+    xp = backend_arrays.array_module(input.array)
+    if input._node is None:
+        return wrap(xp.unique(input.array))
+    return reshape(input, -1)[wrap(xp.unique(input.array, return_index=True)[1])]
 
 
-def bincount(input, minlength: int = 0) -> Tensor:
-    """How often each non-negative integer occurs."""
-    return wrap(backend_arrays.array_module(input.array).bincount(input.array, minlength=minlength))
+def bincount(input, weights=None, minlength: int = 0) -> Tensor:
+    """How often each non-negative integer occurs, or the sum of the weights of its occurrences."""
+    if input.ndim != 1 or input.dtype.kind not in "iu" or (input.array < 0).any():
+        raise RuntimeError("bincount only supports 1-d non-negative integral inputs.")
+    if weights is not None and weights.shape != input.shape:
+        raise RuntimeError("weights should be 1-d and have the same length as input")
+    if weights is not None and weights._node is not None:
+        size = builtins.max(minlength, int(input.array.max()) + 1 if input.numel() else 0)
+        return scatter_add(creation.zeros(size, dtype=weights.dtype), 0, input, weights)
+    found = backend_arrays.array_module(input.array).bincount(
+        input.array, None if weights is None else weights.array, minlength=minlength
+    )
+    keep = weights is not None and weights.dtype == dtypes.float32
+    return wrap(found.astype(dtypes.float32) if keep else found)
 
 
 def softmax(input, dim: int, *, dtype=None) -> Tensor:
     """``exp(x) / sum(exp(x))`` along a dimension, without overflow."""
-    input = _float_input(input, dtype)
-    return (
-        nn_ops.softmax(input, axis=_dim(dim, input.ndim))
-        if input.ndim
-        else creation.ones_like(input)
-    )
+    input, axis = _float_input(input, dtype), _dim(dim, input.ndim)
+    _check_floating("softmax", input)
+    if not input.ndim:
+        return reshape(nn_ops.softmax(reshape(input, 1), axis=0), ())
+    return nn_ops.softmax(input, axis=axis)
 
 
 def log_softmax(input, dim: int, *, dtype=None) -> Tensor:
     """The logarithm of ``softmax``, computed directly."""
-    input = _float_input(input, dtype)
-    return (
-        nn_ops.log_softmax(input, axis=_dim(dim, input.ndim))
-        if input.ndim
-        else creation.zeros_like(input)
-    )
+    input, axis = _float_input(input, dtype), _dim(dim, input.ndim)
+    _check_floating("log_softmax", input)
+    if not input.ndim:
+        return reshape(nn_ops.log_softmax(reshape(input, 1), axis=0), ())
+    return nn_ops.log_softmax(input, axis=axis)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1041,7 +1161,13 @@ def matmul(input, other) -> Tensor:
             f"last size of the first must "
             f"equal the second-to-last of the second.{_matmul_hint(a.shape, b.shape)}"
         )
-    return linalg.matmul(input, other)
+    try:
+        return linalg.matmul(input, other)
+    except ValueError:
+        raise RuntimeError(
+            f"matmul: the batch dimensions of shapes {tuple(a.shape)} and {tuple(b.shape)} do not "
+            f"broadcast together"
+        ) from None
 
 
 def _x(shape) -> str:
@@ -1067,6 +1193,11 @@ def bmm(input, mat2) -> Tensor:
     """Product of two batches of matrices."""
     _check_ndim("bmm", input, 3)
     _check_ndim("bmm", mat2, 3)
+    if input.shape[0] != mat2.shape[0]:
+        raise RuntimeError(
+            f"bmm: batches of {input.shape[0]} and {mat2.shape[0]} matrices, of shapes "
+            f"{tuple(input.shape)} and {tuple(mat2.shape)}"
+        )
     return matmul(input, mat2)
 
 
@@ -1093,12 +1224,15 @@ def _check_ndim(name, x, ndim) -> None:
 
 def outer(input, vec2) -> Tensor:
     """All products of two vectors' elements."""
+    _check_ndim("outer", input, 1)
+    _check_ndim("outer", vec2, 1)
     return unsqueeze(input, 1) * unsqueeze(vec2, 0)
 
 
 def addmm(input, mat1, mat2, *, beta=1, alpha=1) -> Tensor:
     """``beta * input + alpha * (mat1 @ mat2)``."""
-    product = matmul(mat1, mat2)
+    product = mm(mat1, mat2)
+    input = expand(input, *product.shape)
     return add(input if beta == 1 else input * beta, product, alpha=alpha)
 
 
@@ -1229,8 +1363,9 @@ def _index_array(part, x):
 def _getitem(self, index) -> Tensor:
     """``x[index]``: a view for integers and slices, a copy for index arrays and masks; both
     differentiable."""
+    indices: Sequence
     if index.__class__ is int:
-        pattern, indices = (index,), []
+        pattern, indices = (index,), ()
     else:
         pattern, indices = _normalise_index(index, self)
     try:
@@ -1282,35 +1417,67 @@ def _recorded_setitem(self, pattern, indices, value) -> None:
 def gather(input, dim: int, index) -> Tensor:
     """``out[i][j] = input[index[i][j]][j]`` (for dim 0): pick along a dimension."""
     axis = _dim(dim, input.ndim)
-    if index.dtype.kind not in "iu":
-        raise RuntimeError(f"gather(): Expected dtype int64 for index, got {index.dtype}")
-    if index.ndim != input.ndim:
-        raise RuntimeError("Index tensor must have the same number of dimensions as input tensor")
-    _check_range("gather", index, input.shape[axis])
+    _check_index("gather", input, axis, index)
+    if not input.ndim:
+        return reshape(input, 1)[reshape(index, ())]
     return index_ops.gather(input, index.array, axis=axis)
 
 
-def _check_range(name, index, size) -> None:
+def _check_index(name, input, axis, index, src=None) -> None:
+    """An index of gather and scatter: integers in range, no larger than what it runs over."""
+    if index.dtype.kind not in "iu":
+        raise RuntimeError(f"{name}(): Expected dtype int64 for index, got {index.dtype}")
+    if index.ndim != input.ndim or (src is not None and src.ndim != input.ndim):
+        raise RuntimeError("Index tensor must have the same number of dimensions as input tensor")
+    for d, n in enumerate(index.shape):
+        if (d != axis and n > input.shape[d]) or (src is not None and n > src.shape[d]):
+            other = "" if src is None else f" and src {tuple(src.shape)}"
+            raise RuntimeError(
+                f"{name}(): index of shape {tuple(index.shape)} is larger than the input "
+                f"{tuple(input.shape)} apart from dimension {axis}{other}"
+            )
+    if src is not None:
+        _check_same_dtype(name, input, src)
+    _check_range(name, index, input.shape[axis] if input.ndim else 1, RuntimeError)
+
+
+def _check_range(name, index, size, error=IndexError) -> None:
     array = index.array
     if isinstance(array, np.ndarray) and array.size:
         low, high = array.min(), array.max()
         if low < 0 or high >= size:
             bad = int(low) if low < 0 else int(high)
-            raise IndexError(
-                f"{name}(): index {bad} is out of bounds for dimension with size {size}"
-            )
+            raise error(f"{name}(): index {bad} is out of bounds for dimension with size {size}")
 
 
-def take_along_dim(input, indices, dim: int) -> Tensor:
-    """NumPy's ``take_along_axis``."""
-    return gather(input, dim, indices)
+def take_along_dim(input, indices, dim: int | None = None) -> Tensor:
+    """NumPy's ``take_along_axis``: ``gather`` with broadcasting; without ``dim``, of the flattened
+    input."""
+    if dim is None:
+        return gather(reshape(input, -1), 0, reshape(indices, -1))
+    axis = _dim(dim, input.ndim)
+    if input.ndim != indices.ndim:
+        raise RuntimeError(
+            f"torch.take_along_dim(): input and indices should have the same number of dimensions, "
+            f"but got {input.ndim} dimensions for input, and {indices.ndim} dimensions for indices"
+        )
+    common = list(
+        np.broadcast_shapes(
+            (*input.shape[:axis], 1, *input.shape[axis + 1 :]),
+            (*indices.shape[:axis], 1, *indices.shape[axis + 1 :]),
+        )
+    )
+    common[axis] = input.shape[axis]
+    input = expand(input, *common)
+    common[axis] = indices.shape[axis]
+    return gather(input, dim, expand(indices, *common))
 
 
 def scatter_add(input, dim: int, index, src) -> Tensor:
     """``input`` with ``src`` added at the positions ``gather`` would read; repeated positions add
     up."""
     axis = _dim(dim, input.ndim)
-    _check_range("scatter_add", index, input.shape[axis])
+    _check_index("scatter_add", input, axis, index, src)
     src = src[tuple(slice(0, n) for n in index.shape)]
     return input + index_ops.scatter_add(src, index.array, axis=axis, shape=tuple(input.shape))
 
@@ -1319,7 +1486,7 @@ def scatter(input, dim: int, index, src) -> Tensor:
     """``input`` with ``src`` (a tensor or a number) written at the positions ``gather`` would
     read."""
     axis = _dim(dim, input.ndim)
-    _check_range("scatter", index, input.shape[axis])
+    _check_index("scatter", input, axis, index, src if isinstance(src, Tensor) else None)
     grid = index_ops._grid(index.array, axis, backend_arrays.array_module(index.array))
     if isinstance(src, Tensor):
         src = src[tuple(slice(0, n) for n in index.shape)]
@@ -1330,12 +1497,32 @@ def scatter(input, dim: int, index, src) -> Tensor:
 
 def index_select(input, dim: int, index) -> Tensor:
     """Positions along a dimension, by a vector of indices."""
-    return _getitem(input, (slice(None),) * _dim(dim, input.ndim) + (index,))
+    axis = _dim(dim, input.ndim)
+    _check_vector("index_select", index)
+    _check_range("index_select", index, input.shape[axis] if input.ndim else 1)
+    if not input.ndim:
+        return reshape(input, 1)[index][0]
+    return _getitem(input, (slice(None),) * axis + (reshape(index, -1),))
+
+
+def _check_vector(name, index) -> None:
+    if index.ndim > 1:
+        raise IndexError(f"{name}(): Index is supposed to be a vector, got {index.ndim}D")
+    if index.dtype.kind not in "iu":
+        raise RuntimeError(f"{name}(): Expected dtype int32/int64 for index, got {index.dtype}")
 
 
 def index_add(input, dim: int, index, source, *, alpha=1) -> Tensor:
     """``input`` with ``alpha * source`` added at positions along a dimension."""
     axis = _dim(dim, input.ndim)
+    _check_vector("index_add", index)
+    _check_range("index_add", index, input.shape[axis] if input.ndim else 1, RuntimeError)
+    _check_same_dtype("index_add", input, source)
+    if tuple(source.shape) != (*input.shape[:axis], index.numel(), *input.shape[axis + 1 :]):
+        raise RuntimeError(
+            f"index_add(): source of shape {tuple(source.shape)} does not fit {index.numel()} "
+            f"positions along dimension {axis} of shape {tuple(input.shape)}"
+        )
     pattern = (slice(None),) * axis + (index_ops.HOLE,)
     return input + index_ops.put_add(
         source * alpha, index.array, pattern=pattern, shape=tuple(input.shape)
@@ -1343,7 +1530,12 @@ def index_add(input, dim: int, index, source, *, alpha=1) -> Tensor:
 
 
 def masked_fill(input, mask, value) -> Tensor:
-    """``value`` where the mask holds, else the input."""
+    """``value`` (a number or a zero-dimensional tensor) where the mask holds, else the input."""
+    if isinstance(value, Tensor) and value.ndim:
+        raise RuntimeError(
+            f"masked_fill_ only supports a 0-dimensional value tensor, but got tensor with "
+            f"{value.ndim} dimension(s); use where(mask, value, input)"
+        )
     return (
         where(mask, value, input)
         if not isinstance(value, Tensor)
@@ -1353,6 +1545,8 @@ def masked_fill(input, mask, value) -> Tensor:
 
 def masked_select(input, mask) -> Tensor:
     """The elements where the mask holds, in one dimension."""
+    if mask.dtype != dtypes.bool_:
+        raise RuntimeError(f"masked_select: expected BoolTensor for mask, got {mask.dtype}")
     input, mask = broadcast_tensors(input, mask)
     return _getitem(input, mask)
 
