@@ -224,6 +224,20 @@ def test_import_loads_numpy_and_nothing_optional() -> None:
     assert python("-W", "error", "-c", code).split() == []
 
 
+def test_import_adds_little_to_that_of_numpy() -> None:
+    """Each of these costs milliseconds; what needs one imports it inside a function."""
+    heavy = (
+        "argparse", "asyncio", "cProfile", "csv", "dataclasses", "email", "gzip", "http", "json",
+        "multiprocessing", "pathlib", "pdb", "shutil", "socket", "ssl", "statistics", "subprocess",
+        "tarfile", "tempfile", "unittest", "urllib", "xml", "zipfile",
+    )  # fmt: skip
+    code = (
+        "import numpy, sys; before = set(sys.modules); import gpugrad; "
+        f"print(*(m for m in {heavy!r} if m in set(sys.modules) - before))"
+    )
+    assert python("-c", code).split() == []
+
+
 def test_every_module_imports() -> None:
     """Also those that nothing imports: a file left behind would break unseen."""
     modules = [
