@@ -678,25 +678,30 @@ def nll_loss(
             f"Expected target of shape {(input.shape[0], *input.shape[2:])} for input "
             f"{tuple(input.shape)}, got {tuple(target.shape)}"
         )
+    if reduction not in ("none", "mean", "sum"):
+        _reduce(input, reduction)  # which raises
+    values, total = target.array, reduction != "none"
+    if weight is None and _all_count(values, input.shape[1], ignore_index):
+        scale = -1.0 / (values.size or math.nan) if reduction == "mean" else -1.0
+        return index_ops.pick(input, values, scale, axis=1, total=total)
     _check_targets(input, target, ignore_index)
-    values = target.array
     xp = array_module(values)
     kept = values != ignore_index
-    whole = weight is None and bool(kept.all())
-    indices = xp.expand_dims(values if whole else xp.where(kept, values, 0), 1)
-    picked = functions.squeeze(index_ops.gather(input, indices, axis=1), 1)
-    if whole:
-        loss = -picked
-        return _reduce(loss, reduction)
-    factor = wrap(kept.astype(input.dtype))
+    values = xp.where(kept, values, 0)
+    factor = kept.astype(input.dtype)
     if weight is not None:
-        factor = factor * weight[wrap(indices[:, 0])]
-    loss = -picked * factor
-    return (
-        functions.sum(loss) / functions.sum(factor)
-        if reduction == "mean"
-        else _reduce(loss, reduction)
-    )
+        factor *= weight.array[values]
+    loss = index_ops.pick(input, values, -factor, axis=1, total=total)
+    return loss / wrap(xp.asarray(factor.sum())) if reduction == "mean" else loss
+
+
+def _all_count(values, classes: int, ignore_index: int) -> bool:
+    """Whether all targets are valid classes, none of them ignored; asked of CPU arrays only."""
+    if not isinstance(values, np.ndarray) or values.dtype != np.int64 or not values.size:
+        return False
+    # one pass: a negative number is a large one when read as unsigned
+    inside = bool(np.maximum.reduce(values.view(np.uint64), axis=None) < classes)
+    return inside and not 0 <= ignore_index < classes
 
 
 def cross_entropy(

@@ -481,7 +481,8 @@ def _seed(tensor: Tensor, gradient):
                 f"{tuple(tensor.shape)}; "
                 "reduce it with .sum() or .mean(), or pass gradient="
             )
-        return wrap(array_module(tensor.array).ones_like(tensor.array))
+        array = tensor.array
+        return wrap(array_module(array).ones(array.shape, array.dtype))
     if not isinstance(gradient, Tensor):
         gradient = wrap(gradient)
     if gradient.shape != tensor.shape:

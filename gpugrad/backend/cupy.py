@@ -79,6 +79,10 @@ def to_numpy(array):
     return array.get()
 
 
+def zeros(shape, dtype):
+    return cupy().zeros(shape, dtype)
+
+
 def dot(a, b):
     """The product of two matrices."""
     return cupy().matmul(a, b)

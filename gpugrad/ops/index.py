@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend.arrays import array_module
+from ..backend.arrays import array_module, backend_of
 from .core import linear, not_differentiable
 from .elementwise import where
 from .shape import sum_to
@@ -153,5 +153,58 @@ scatter_add = linear(
         ((r(3, 2), r.integers(4, 3, 2)), {"axis": 1, "shape": (3, 4)}),
         ((r(3, 1), r.integers(4, 3, 1)), {"axis": 1, "shape": (3, 4)}),
     ],
+)
+
+
+def _places(index, axis, xp):
+    """Index arrays that address one element along ``axis`` for every position of ``index``."""
+    parts = [
+        xp.arange(n).reshape([-1 if i == k else 1 for i in range(index.ndim)])
+        for k, n in enumerate(index.shape)
+    ]
+    return (*parts[:axis], index, *parts[axis:])
+
+
+def _pick(x, index, scale, *, axis, total):
+    """``scale * x[..., index, ...]``: one element along ``axis`` per position; ``total`` sums
+    them."""
+    xp = array_module(x)
+    picked = x[_places(index, axis, xp)] * scale
+    return xp.asarray(xp.add.reduce(picked, axis=None)) if total else picked
+
+
+def _unpick(g, index, scale, *, shape, axis, total):
+    xp = array_module(g)
+    out = backend_of(g).zeros(shape, g.dtype)
+    out[_places(index, axis, xp)] = g * scale
+    return out
+
+
+def _pick_samples(r):
+    return [
+        ((r(3, 4), r.integers(4, 3), r(3)), {"axis": 1, "total": False}),
+        ((r(3, 4, 2), r.integers(4, 3, 2), r(3, 2)), {"axis": 1, "total": True}),
+        ((r(3, 4), r.integers(4, 3), -0.5), {"axis": 1, "total": True}),
+    ]
+
+
+def _unpick_samples(r):
+    return [
+        ((r() if p["total"] else r(*index.shape), index, scale), {**p, "shape": x.shape})
+        for (x, index, scale), p in _pick_samples(r)
+    ]
+
+
+pick = linear(
+    "pick",
+    _pick,
+    lambda g, x, index, scale, **p: unpick(g, index, scale, shape=x.shape, **p),
+    samples=_pick_samples,
+)
+unpick = linear(
+    "unpick",
+    _unpick,
+    lambda h, g, index, scale, *, shape, **p: pick(h, index, scale, **p),
+    samples=_unpick_samples,
 )
 nonzero = not_differentiable("nonzero", lambda x: array_module(x).argwhere(x))

@@ -10,12 +10,8 @@ from .reduce import sum as reduce_sum
 
 
 def _centred(x, axis, xp):
-    """``x`` minus its maximum along an axis, in fresh memory; rows without a finite maximum stay as
-    they are."""
+    """``x`` minus its maximum along an axis, in fresh memory; NaN in rows without a finite one."""
     top = xp.maximum.reduce(x, axis=axis, keepdims=True)
-    finite = xp.isfinite(top)
-    if not finite.all():
-        top = xp.where(finite, top, 0)
     return xp.subtract(x, top, out=backend_of(x).empty(x.shape, x.dtype))
 
 

@@ -53,11 +53,8 @@ sum = linear(
 def _mean(x, *, axes, keepdims):
     xp = array_module(x)
     n = count(x.shape, axes)
-    total = xp.asarray(xp.add.reduce(x, axis=axes, keepdims=keepdims))
-    if n == 0:
-        return total * float("nan")  # the mean of nothing
-    total *= 1.0 / n
-    return total
+    scale = 1.0 / n if n else float("nan")  # the mean of nothing
+    return xp.asarray(xp.add.reduce(x, axis=axes, keepdims=keepdims) * scale)
 
 
 def _mean_transpose(g, x, *, axes, keepdims):
