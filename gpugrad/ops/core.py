@@ -89,6 +89,8 @@ class Op:
             raise ValueError(f"operation {name!r} is stated twice")
         self.name, self.eval, self.samples = name, eval, samples
         self._save_plans: dict[tuple, SavePlan] = {}
+        # the plan of an operation that is not elementwise for one argument with a history
+        self.plan_of_one: SavePlan | None = None
         REGISTRY[name] = self
 
     def __call__(self, *args, **params):
