@@ -332,7 +332,8 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
         edges = node.edges
         if not edges:
             if capture is None and g is not None and node.__class__ is Leaf:
-                _accumulate(node, g, owned=not with_tensors and exclusive(g))
+                owned = not with_tensors and exclusive(g)  # asked before the call refers to g, too
+                _accumulate(node, g, owned)
             continue
         if g is None:  # nothing but missing cotangents arrived: pass that on
             parts = (None,) * len(edges)
