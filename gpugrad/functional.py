@@ -77,6 +77,9 @@ def leaky_relu(input, negative_slope: float = 0.01, inplace: bool = False) -> Te
     """``x`` where positive, else ``negative_slope * x``."""
     if inplace:
         return overwrite(input, leaky_relu, negative_slope)
+    if isinstance(input, Tensor) and input.dtype.kind == "f":
+        # as a number it would make the derivative float64: where(x > 0, 1, slope)
+        negative_slope = creation.full((), negative_slope, dtype=input.dtype, device=input.device)
     return elementwise(e.leaky_relu, (input, negative_slope))
 
 
@@ -108,6 +111,10 @@ def hardtanh(input, min_val: float = -1.0, max_val: float = 1.0, inplace: bool =
 
 def glu(input, dim: int = -1) -> Tensor:
     """The first half times the sigmoid of the second."""
+    if input.ndim and input.shape[functions._dim(dim, input.ndim)] % 2:
+        raise RuntimeError(
+            f"Halving dimension must be even, but dimension {dim} of {tuple(input.shape)} is odd"
+        )
     a, b = functions.chunk(input, 2, dim)
     return a * sigmoid(b)
 
@@ -161,6 +168,8 @@ def embedding(input, weight, padding_idx: int | None = None) -> Tensor:
 
 def one_hot(tensor, num_classes: int = -1) -> Tensor:
     """Zeros with a one at each index, in a new last dimension (int64)."""
+    if tensor.dtype.kind not in "iu":
+        raise RuntimeError(f"one_hot is only applicable to index tensors, got {tensor.dtype}")
     if num_classes == -1:
         num_classes = int(tensor.array.max()) + 1
     if tensor.array.size and (
@@ -235,6 +244,8 @@ def _check_conv(input, weight, bias, groups, n: int) -> None:
 
 
 def _conv_padding(padding, kernel, stride, dilation):
+    _check_positive("stride", stride)
+    _check_positive("dilation", dilation)
     if padding == "valid":
         return ((0, 0),) * len(kernel)
     if padding == "same":
@@ -242,7 +253,16 @@ def _conv_padding(padding, kernel, stride, dilation):
             raise RuntimeError("padding='same' is not supported for strided convolutions")
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((t // 2, t - t // 2) for t in totals)
+    if isinstance(padding, str):
+        raise RuntimeError(f"padding must be 'valid', 'same' or numbers, got {padding!r}")
+    if min(_pair(padding, len(kernel))) < 0:
+        raise RuntimeError(f"negative padding is not supported, got {padding}")
     return tuple((p, p) for p in _pair(padding, len(kernel)))
+
+
+def _check_positive(name, sizes) -> None:
+    if min(sizes) < 1:
+        raise RuntimeError(f"non-positive {name} is not supported, got {tuple(sizes)}")
 
 
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
@@ -283,6 +303,26 @@ def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups: in
     return functions.squeeze(out, -2)
 
 
+def _check_conv_transpose(input, weight, bias, groups) -> None:
+    if input.ndim not in (3, 4) or weight.ndim != 4:
+        raise RuntimeError(
+            f"Expected 3D (unbatched) or 4D (batched) input and 4D weight to conv_transpose2d, but "
+            f"got sizes {list(input.shape)} and {list(weight.shape)}"
+        )
+    if input.shape[-3] != weight.shape[0] or weight.shape[0] % groups:
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight.shape)} and groups={groups}, "
+            f"expected input {list(input.shape)} to have {weight.shape[0]} channels"
+        )
+    outputs = weight.shape[1] * groups
+    if bias is not None and tuple(bias.shape) != (outputs,):
+        raise RuntimeError(f"expected bias of shape ({outputs},), but got {tuple(bias.shape)}")
+    if input.dtype != weight.dtype:
+        raise RuntimeError(
+            f"Input type ({input.dtype}) and weight type ({weight.dtype}) should be the same"
+        )
+
+
 def conv_transpose2d(
     input, weight, bias=None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1
 ) -> Tensor:
@@ -294,6 +334,23 @@ def conv_transpose2d(
         _pair(dilation),
         _pair(output_padding),
     )
+    _check_conv_transpose(input, weight, bias, groups)
+    _check_positive("stride", stride)
+    _check_positive("dilation", dilation)
+    for x, s, d in zip(extra, stride, dilation, strict=True):
+        if not 0 <= x < max(s, d):
+            raise RuntimeError(
+                f"output padding must be smaller than either stride or dilation, but got "
+                f"output_padding={extra}, stride={stride}, dilation={dilation}"
+            )
+    if input.ndim == 3:
+        batched = functions.unsqueeze(input, 0)
+        return functions.squeeze(
+            conv_transpose2d(
+                batched, weight, bias, stride, padding, output_padding, groups, dilation
+            ),
+            0,
+        )
     size = tuple(
         (n - 1) * s - 2 * p + d * (k - 1) + x + 1
         for n, s, p, d, k, x in zip(
@@ -323,10 +380,17 @@ def pad(input, pad, mode: str = "constant", value: float | None = None) -> Tenso
     pairs = [(int(pad[2 * i]), int(pad[2 * i + 1])) for i in range(len(pad) // 2)]
     if mode == "constant":
         widths = ((0, 0),) * (input.ndim - len(pairs)) + tuple(reversed(pairs))
+        sizes = [n + a + b for n, (a, b) in zip(input.shape, widths, strict=True)]
+        if min(sizes, default=0) < 0:
+            raise RuntimeError(
+                f"The input size {list(input.shape)}, plus negative padding {list(pad)}, resulted "
+                f"in a negative output size"
+            )
         out = _pad_zeros(input, widths=widths)
         if value:
-            ones = _pad_zeros(creation.ones_like(input), widths=widths)
-            out = out + (1 - ones) * value
+            inside = _pad_zeros(creation.ones_like(input), widths=widths) == 1
+            fill = creation.full((), value, dtype=input.dtype, device=input.device)
+            out = functions.where(inside, out, fill)
         return out
     numpy_mode: Any = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(mode)
     if numpy_mode is None:
@@ -352,6 +416,11 @@ def _pool_setup(input, kernel_size, stride, padding, dilation, ceil_mode, fill):
     kernel = _pair(kernel_size)
     stride = kernel if stride is None else _pair(stride)
     padding, dilation = _pair(padding), _pair(dilation)
+    _check_positive("kernel size", kernel)
+    _check_positive("stride", stride)
+    _check_positive("dilation", dilation)
+    if min(padding) < 0:
+        raise RuntimeError(f"pad must be non-negative, but got pad: {padding}")
     if input.ndim not in (3, 4):
         raise RuntimeError(
             f"Expected 3D or 4D (batch mode) tensor for pooling, got shape {tuple(input.shape)}"
@@ -408,6 +477,8 @@ def avg_pool2d(
     padded, arguments, widths = _pool_setup(input, kernel_size, stride, padding, 1, ceil_mode, 0.0)
     total = nn_ops.sum_pool(padded, **arguments)
     if divisor_override is not None:
+        if not divisor_override:
+            raise RuntimeError("divisor must be not zero")
         return total / divisor_override
     kh, kw = arguments["kernel"]
     p = _pair(padding)
@@ -429,6 +500,10 @@ def avg_pool2d(
 
 def adaptive_avg_pool2d(input, output_size) -> Tensor:
     """Mean over a grid of ``output_size`` regions that cover the image."""
+    if input.ndim not in (3, 4):
+        raise RuntimeError(
+            f"adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got {list(input.shape)}"
+        )
     sizes = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     sizes = tuple(n if s is None else s for s, n in zip(sizes, input.shape[-2:], strict=True))
     if all(n % s == 0 for s, n in zip(sizes, input.shape[-2:], strict=True)):
@@ -460,7 +535,7 @@ def _normalise(x, dims, eps):
     return centred * functions.rsqrt(functions.mean(functions.square(centred), dims, True) + eps)
 
 
-def _last_dims(input, normalized_shape) -> tuple[int, ...]:
+def _last_dims(input, normalized_shape, weight=None, bias=None) -> tuple[int, ...]:
     normalized_shape = (
         (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     )
@@ -469,13 +544,19 @@ def _last_dims(input, normalized_shape) -> tuple[int, ...]:
             f"Given normalized_shape={list(normalized_shape)}, expected input with shape [*, "
             f"{', '.join(map(str, normalized_shape))}], but got input of size{list(input.shape)}"
         )
+    for name, x in (("weight", weight), ("bias", bias)):
+        if x is not None and tuple(x.shape) != normalized_shape:
+            raise RuntimeError(
+                f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+                f"{list(x.shape)} and normalized_shape = {list(normalized_shape)}"
+            )
     return tuple(range(-len(normalized_shape), 0))
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps: float = 1e-05) -> Tensor:
     """Zero mean and unit variance over the last dimensions, then scale and shift. Source: Ba et
     al., 2016."""
-    out = _normalise(input, _last_dims(input, normalized_shape), eps)
+    out = _normalise(input, _last_dims(input, normalized_shape, weight, bias), eps)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
 
@@ -484,7 +565,7 @@ def rms_norm(input, normalized_shape, weight=None, eps: float | None = None) -> 
     """Unit root mean square over the last dimensions, then scale. Source: Zhang and Sennrich,
     2019."""
     eps = float(np.finfo(input.dtype).eps) if eps is None else eps
-    dims = _last_dims(input, normalized_shape)
+    dims = _last_dims(input, normalized_shape, weight)
     out = input * functions.rsqrt(functions.mean(functions.square(input), dims, True) + eps)
     return out if weight is None else out * weight
 
@@ -497,10 +578,20 @@ def group_norm(input, num_groups: int, weight=None, bias=None, eps: float = 1e-0
             f"Expected number of channels in input to be divisible by num_groups, but got input "
             f"of shape {list(input.shape)} and num_groups={num_groups}"
         )
+    _check_channels(c, weight=weight, bias=bias)
     grouped = functions.reshape(input, n, num_groups, -1)
     return _scale_channels(
         functions.reshape(_normalise(grouped, -1, eps), *input.shape), weight, bias
     )
+
+
+def _check_channels(channels: int, **tensors) -> None:
+    for name, x in tensors.items():
+        if x is not None and tuple(x.shape) != (channels,):
+            raise RuntimeError(
+                f"{name} should contain {channels} elements, one for each channel, but has shape "
+                f"{tuple(x.shape)}"
+            )
 
 
 def _scale_channels(x, weight, bias):
@@ -526,6 +617,13 @@ def batch_norm(
     estimate.
     Source: Ioffe and Szegedy, 2015.
     """
+    _check_channels(
+        input.shape[1], running_mean=running_mean, running_var=running_var, weight=weight, bias=bias
+    )
+    if not training and (running_mean is None or running_var is None):
+        raise RuntimeError(
+            "Expected running_mean and running_var to be defined when training=False"
+        )
     shape_ = (1, -1) + (1,) * (input.ndim - 2)
     if not training and running_mean is not None:
         scale = functions.rsqrt(running_var + eps)
@@ -596,11 +694,19 @@ def binary_cross_entropy(input, target, weight=None, reduction: str = "mean") ->
     """``-(t log p + (1-t) log(1-p))`` of probabilities; logarithms are limited to -100 from below,
     as torch's."""
     _same_shape("binary_cross_entropy", input, target)
-    loss = -(
-        target * functions.clamp(functions.log(functions.clamp(input, min=1e-44)), min=-100.0)
-        + (1 - target)
-        * functions.clamp(functions.log(functions.clamp(1 - input, min=1e-44)), min=-100.0)
-    )
+    values = input.array
+    if isinstance(values, np.ndarray) and not ((values >= 0) & (values <= 1)).all():
+        raise RuntimeError("all elements of input should be between 0 and 1")
+    # torch's derivative is (p - t) / max(p (1 - p), 1e-12); at the limit a parabola has it
+    fixed = input.detach()
+    saturated = fixed * (1 - fixed) < 1e-12
+    inner = functions.where(saturated, 0.5, input)
+    loss = -(target * functions.log(inner) + (1 - target) * functions.log(1 - inner))
+    logs = [functions.log(functions.clamp(v, min=1e-44)) for v in (fixed, 1 - fixed)]
+    low, high = (functions.clamp(v, min=-100.0) for v in logs)
+    parabola = functions.square(input - target.detach()) * 0.5e12
+    edge = -(target * low + (1 - target) * high) + (parabola - parabola.detach())
+    loss = functions.where(saturated, edge, loss)
     return _reduce(loss if weight is None else loss * weight, reduction)
 
 
@@ -680,6 +786,8 @@ def nll_loss(
         )
     if reduction not in ("none", "mean", "sum"):
         _reduce(input, reduction)  # which raises
+    if weight is not None:
+        _check_channels(input.shape[1], weight=weight)
     values, total = target.array, reduction != "none"
     if weight is None and _all_count(values, input.shape[1], ignore_index):
         scale = -1.0 / (values.size or math.nan) if reduction == "mean" else -1.0
@@ -747,7 +855,12 @@ def _smoothing_loss(logp, target, weight, ignore_index, reduction, axis):
 
 
 def _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis):
-    _same_shape("cross_entropy", input, target)
+    if tuple(target.shape) != tuple(input.shape):
+        raise RuntimeError(
+            f"cross_entropy: a target of probabilities must have the shape of the input "
+            f"{tuple(input.shape)}, but has {tuple(target.shape)}"
+        )
+    _check_channels(input.shape[axis], weight=weight)
     classes = input.shape[axis]
     if label_smoothing:
         target = target * (1 - label_smoothing) + label_smoothing / classes
