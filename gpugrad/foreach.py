@@ -8,7 +8,7 @@ from collections.abc import Callable
 from .backend.arrays import array_module, backend_of
 from .codegen import expr, llvm
 from .codegen.arrays import Program
-from .codegen.functions import functions_for
+from .codegen.functions import functions_for, functions_of_numbers
 from .dtypes import float32
 from .tensor import bump_versions
 
@@ -39,6 +39,7 @@ class Update:
             else expr.as_expr(o)
             for o, w in zip(outputs, self.written, strict=True)
         ]
+        self._scalar_names = set(self.scalars)
         self._find_numbers()
         self.program = Program(self.outputs, [*self.tensors, *self.numbers], ())
 
@@ -48,13 +49,12 @@ class Update:
         They are computed once per call and in float64: 1 - 0.999 in float32 is wrong by 1.3e-5.
         ``numbers`` names what reaches the loop; the first are the scalars themselves.
         """
-        names = set(self.scalars)
         found: dict[expr.Expr, expr.Expr] = {}
         for e in expr.topological(self.outputs):
             if e.op in ("input", "const"):
                 continue
             inputs = expr.inputs_of([e])
-            if inputs and inputs <= names:
+            if inputs and inputs <= self._scalar_names:
                 found[e] = expr.variable(f"_number{len(found)}")
         largest = expr.substitute(self.outputs, found)
         used = expr.inputs_of(largest)
@@ -65,34 +65,38 @@ class Update:
 
     def _values(self, scalars: dict) -> list[float]:
         """The numbers the loop needs, in float64."""
-        values = [_number(scalars[name]) for name in self.scalars]
+        values = [v if v.__class__ is float else _number(v) for v in map(scalars.get, self.scalars)]
         if self._computed is None:
             return values
-        compute = self._computed.direct(functions_for(array_module(1.0)), reuse=False)
-        results = compute(*values)
+        try:
+            results = self._computed.direct(functions_of_numbers(), reuse=False)(*values)
+        except ArithmeticError:  # e.g. 1 / 0: NumPy says infinity, and warns
+            functions = functions_for(array_module(1.0))
+            results = self._computed.direct(functions, reuse=False)(*values)
         several = len(self._computed.outputs) > 1
         return values + [float(r) for r in (results if several else [results])]
 
     def __call__(self, *lists, **scalars) -> None:
         if len(lists) != len(self.tensors):
             raise TypeError(f"{self.__name__}() takes lists for {self.tensors}, got {len(lists)}")
-        if scalars.keys() != set(self.scalars):
+        if scalars.keys() != self._scalar_names:
             raise TypeError(
                 f"{self.__name__}() takes the numbers {self.scalars}, got {sorted(scalars)}"
             )
-        if len({len(tensors) for tensors in lists}) > 1:
+        count = len(lists[0])
+        if any(len(tensors) != count for tensors in lists):
             raise ValueError(
                 f"{self.__name__}() takes lists of one length, got {[len(t) for t in lists]}"
             )
         values = self._values(scalars)
-        arrays = [[t.array for t in tensors] for tensors in lists]
-        n = len(self.outputs)
-        if not llvm.update(self.program, arrays, values):
-            for index, group in enumerate(zip(*arrays, strict=True)):
+        arrays = [t.array for tensors in lists for t in tensors]
+        if not llvm.update(self.program, arrays, count, values):
+            groups = [arrays[i::count] for i in range(count)]
+            for index, group in enumerate(groups):
                 self._check_shapes(group, index)
-            for group in zip(*arrays, strict=True):
+            for group in groups:
                 self._update(group, values)
-        bump_versions([t for tensors in lists[:n] for t in tensors])
+        bump_versions(lists[: len(self.outputs)])
 
     def _check_shapes(self, arrays, index: int) -> None:
         shape = arrays[0].shape

@@ -417,13 +417,18 @@ def bump_version(tensor: Tensor) -> None:
     version[1] = user_line()
 
 
-def bump_versions(tensors: list[Tensor]) -> None:
-    """``bump_version`` of tensors that were written together: one time, one line."""
+def bump_versions(lists) -> None:
+    """``bump_version`` of lists of tensors that were written together: one time, one line."""
     line = user_line()
     with clock.lock:
-        clock.now += 1
-        for t in tensors:
-            version_of(t)[:2] = clock.now, line
+        clock.now = now = clock.now + 1
+        for tensors in lists:
+            for t in tensors:
+                version = t._version
+                if version is None:
+                    t._version = [now, line]
+                else:
+                    version[0], version[1] = now, line
 
 
 def share_memory(view: Tensor, source: Tensor) -> None:

@@ -11,7 +11,7 @@ NumPy; ``Code.fma`` is the only place where LLVM may fuse.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -279,15 +279,22 @@ class Code:
         self.do(f"br label %{head}")
         self._begin(after)
 
-    @contextmanager
-    def when(self, condition: Value) -> Iterator[None]:
-        """Code that runs if the condition holds."""
-        body, after = self._label(), self._label()
-        self.do(f"br {condition}, label %{body}, label %{after}")
-        self._begin(body)
-        yield
-        self.do(f"br label %{after}")
+    def choose(self, condition: Value, yes: Callable, no: Callable) -> list[Value]:
+        """What ``yes()`` gives if the condition holds, else what ``no()`` gives: lists of
+        values."""
+        then, otherwise, after = self._label(), self._label(), self._label()
+        self.do(f"br {condition}, label %{then}, label %{otherwise}")
+        branches = []
+        for label, make in ((then, yes), (otherwise, no)):
+            self._begin(label)
+            branches.append((make(), self._block))
+            self.do(f"br label %{after}")
         self._begin(after)
+        (first, first_end), (second, second_end) = branches
+        return [
+            self.emit(f"phi {a.type} [{a.name}, %{first_end}], [{b.name}, %{second_end}]", a.type)
+            for a, b in zip(first, second, strict=True)
+        ]
 
     def leave_unless(self, condition: Value, result: str) -> None:
         """Return from the function at once if the condition does not hold."""

@@ -193,13 +193,24 @@ def _store(code: Code, value: Value, pointer: Value, index: Value, mask: Value |
     code.store(value, code.at(pointer, index, element), mask)
 
 
-def _sweep(code: Code, start: Value, stop: Value, body: Callable) -> None:
-    """``body(i, None)`` for whole vectors from ``start``, ``body(i, mask)`` for the rest."""
-    with code.loop(start, stop, code.lanes) as i:
-        body(i, None)
-    rest = stop - i
-    with code.when(rest.compare("sgt", 0)):
-        body(i, code.first_lanes(rest))
+def _sweep(
+    code: Code, start: Value, stop: Value, read: Callable, compute: Callable, write: Callable
+) -> None:
+    """``write(i, mask, compute(read(i, mask)))`` for vectors from ``start`` to ``stop``.
+
+    The mask is None for whole vectors. The last vector shares the computation in the middle: a
+    second copy of it would double the compile time.
+    """
+    with code.loop(start, stop + (code.lanes - 1), code.lanes) as i:
+        rest = stop - i
+        whole = rest.compare("sge", code.lanes)
+        values = code.choose(whole, lambda: read(i, None), lambda: read(i, code.first_lanes(rest)))
+        results = compute(values)
+        code.choose(
+            whole,
+            lambda: write(i, None, results),
+            lambda: write(i, code.first_lanes(rest), results),
+        )
 
 
 # A thread does the elements from n * first / _WHOLE to n * last / _WHOLE. A division in the kernel
@@ -225,7 +236,7 @@ _TABLE = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
-def _compiled(program: Program, key: tuple, render: Callable[[Machine], str], kind):
+def _compiled(program: Program, key, render: Callable[[Machine], str], kind):
     """The function of a program for a key, made on first use; None where there is none."""
     if key in program.native:
         return program.native[key]
@@ -240,7 +251,8 @@ def _compiled(program: Program, key: tuple, render: Callable[[Machine], str], ki
 
 def _raises() -> bool:
     """Whether NumPy is to stop at floating-point errors, which a native loop does not notice."""
-    return not {"warn", "ignore"}.issuperset(np.geterr().values())
+    modes = np.geterr().values()
+    return "raise" in modes or "call" in modes
 
 
 # ------------------------------------------------------------------------------------------------
@@ -435,20 +447,30 @@ def _rows_kernel(
             if kind in "VB":
                 inputs[name] = _load_one(code, pointer, kind == "B")
 
-        def body(i: Value, mask: Value | None) -> None:
-            vectors = {
-                name: _load(code, pointer, i, mask, kind == "b")
-                for (name, kind), pointer in zip(kinds, pointers, strict=False)
-                if kind in "vb"
-            }
-            results = _evaluate(code, program.outputs, {**inputs, **vectors}, rules)
-            targets = pointers[len(kinds) :]
-            for e, value, pointer in zip(program.outputs, results, targets, strict=True):
+        vectors = [
+            (name, pointer, kind == "b")
+            for (name, kind), pointer in zip(kinds, pointers, strict=False)
+            if kind in "vb"
+        ]
+        targets = list(zip(program.outputs, pointers[len(kinds) :], strict=True))
+
+        def read(i: Value, mask: Value | None) -> list[Value]:
+            return [_load(code, pointer, i, mask, boolean) for _, pointer, boolean in vectors]
+
+        def compute(values: list[Value]) -> list[Value]:
+            env = inputs | {name: v for (name, _, _), v in zip(vectors, values, strict=True)}
+            results = _evaluate(code, program.outputs, env, rules)
+            for e, value in zip(program.outputs, results, strict=True):
                 if _is_bool(value) != (e.op in BOOLEAN):
                     raise Unsupported
-                _store(code, value, pointer, i, mask)
+            return results
 
-        _sweep(code, start, stop, body)
+        def write(i: Value, mask: Value | None, results: list[Value]) -> list[Value]:
+            for (_, pointer), value in zip(targets, results, strict=True):
+                _store(code, value, pointer, i, mask)
+            return []
+
+        _sweep(code, start, stop, read, compute, write)
 
     if loops == 1:
         rows(bases, *_share(code, sizes[0], first, last, 64))
@@ -476,40 +498,45 @@ _Check = ctypes.CFUNCTYPE(
 )  # fmt: skip
 
 
-def update(program: Program, lists: Sequence[list], numbers: Sequence[float]) -> bool:
-    """Overwrite the arrays of the first lists with the outputs of a program, one per list.
+def update(program: Program, arrays: list, count: int, numbers: list[float]) -> bool:
+    """Overwrite arrays with the outputs of a program, for many groups of arrays in one call.
 
-    The inputs of the program are one list each, then the numbers. False, and nothing written, where
-    NumPy must do it: arrays that are not float32 or float64, C-contiguous and of one shape where
-    they belong together.
+    ``arrays`` are lists of ``count`` arrays, one after the other: one list per tensor input of the
+    program, of which the first take the outputs. The numbers are its last inputs. False, and
+    nothing written, where NumPy must do it: arrays that are not float32 or float64, C-contiguous
+    and of one shape where they belong together.
     """
     compiler = machine()
-    count = len(lists[0])
-    if compiler is None or not count or lists[0][0].__class__ is not np.ndarray or _raises():
+    if compiler is None or not count or arrays[0].__class__ is not np.ndarray or _raises():
         return False
-    dtype = lists[0][0].dtype
-    element = _ELEMENTS.get(dtype)
-    if element is None:
-        return False
-    kernel = _compiled(
-        program,
-        ("update", element),
-        lambda compiler: _update_kernel(compiler, program, element, len(lists)),
-        _Update,
-    )
+    dtype = arrays[0].dtype
+    kernel = program.native.get(dtype) or _compiled_update(program, dtype, len(arrays) // count)
     if kernel is None:
         return False
-    table = array("q", [id(a) for arrays in lists for a in arrays] + [0] * count)
+    table = array("q", list(map(id, arrays)))
+    table.extend([0] * count)
     address = table.buffer_info()[0]
-    size = _checker(compiler)(
-        address, len(lists), count, len(program.outputs), id(np.ndarray), id(dtype)
-    )
+    written = len(program.outputs)
+    check = compiler.checker or _checker(compiler)
+    size = check(address, len(arrays) // count, count, written, id(np.ndarray), id(dtype))
     if size < 0:
         return False
     values = array("d", numbers)
     where = values.buffer_info()[0]
-    _spread(lambda first, last: kernel(address, count, where, first, last), size)
+    if size < PARALLEL:
+        kernel(address, count, where, 0, _WHOLE)
+    else:
+        _spread(lambda first, last: kernel(address, count, where, first, last), size)
     return True
+
+
+def _compiled_update(program: Program, dtype, lists: int):
+    element = _ELEMENTS.get(dtype)
+    if element is None:
+        return None
+    return _compiled(
+        program, dtype, lambda compiler: _update_kernel(compiler, program, element, lists), _Update
+    )
 
 
 def _update_kernel(compiler: Machine, program: Program, element: str, lists: int) -> str:
@@ -530,17 +557,21 @@ def _update_kernel(compiler: Machine, program: Program, element: str, lists: int
         pointers = [_data(code, compiler, code.load(entry, "ptr")) for entry in entries[:-1]]
         size = code.load(entries[-1], "i64")
 
-        def body(i: Value, mask: Value | None) -> None:
-            arrays = {
-                name: _load(code, pointer, i, mask, False)
-                for name, pointer in zip(program.inputs, pointers, strict=False)
-                if name in program.used
-            }
-            results = _evaluate(code, program.outputs, {**constants, **arrays}, rules)
+        used = [k for k in range(lists) if program.inputs[k] in program.used]
+
+        def read(i: Value, mask: Value | None) -> list[Value]:
+            return [_load(code, pointers[k], i, mask, False) for k in used]
+
+        def compute(values: list[Value]) -> list[Value]:
+            env = {program.inputs[k]: v for k, v in zip(used, values, strict=True)}
+            return _evaluate(code, program.outputs, constants | env, rules)
+
+        def write(i: Value, mask: Value | None, results: list[Value]) -> list[Value]:
             for value, pointer in zip(results, pointers, strict=False):
                 _store(code, _real(value), pointer, i, mask)
+            return []
 
-        _sweep(code, *_share(code, size, first, last, 64), body)
+        _sweep(code, *_share(code, size, first, last, 64), read, compute, write)
     return code.function("kernel", parameters)
 
 

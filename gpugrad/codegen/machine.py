@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import sys
 import threading
@@ -38,6 +37,7 @@ class Machine:
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._target_machine())
         self._loaded: dict[str, int] = {}
         self.checker = None  # made by llvm.py
+        self.compiled = 0  # kernels compiled by this process, not found on disk
         self._lock = threading.Lock()
 
     def has(self, feature: str) -> bool:
@@ -46,12 +46,13 @@ class Machine:
     @property
     def rounds(self) -> bool:
         """Whether floor and its like are instructions (on x86 since SSE 4.1), not library calls."""
-        return not self.triple.startswith(("x86", "i686")) or self.has("sse4.1")
+        return not self.triple.startswith(("x86", "i686")) or self.has("sse4.1") or self.has("avx")
 
     def lanes(self, element: str) -> int:
-        """Elements of one vector register."""
-        size = 64 if self.has("avx512f") else 32 if self.has("avx") else 16
-        return size // (8 if element == "double" else 4)
+        """Elements of two vector registers: where one computation waits for its own results, the
+        other goes on (mish: 3.6 instead of 5.1 ns per element)."""
+        register = 64 if self.has("avx512f") else 32 if self.has("avx") else 16
+        return 2 * register // (8 if element == "double" else 4)
 
     def _target_machine(self):
         """A fresh one: an engine takes ownership of its own."""
@@ -62,13 +63,18 @@ class Machine:
 
     def load(self, text: str) -> int:
         """The address of the function ``@kernel`` of a text, compiled if need be."""
-        identity = "\n".join((text, self.triple, self.cpu, self.features, self.version))
-        key = hashlib.sha256(identity.encode()).hexdigest()
+        from . import cache
+
+        key = cache.key_of("\n".join((text, self.triple, self.cpu, self.features, self.version)))
         with self._lock:
             address = self._loaded.get(key)
             if address is None:
                 symbol = f"gpugrad_{key[:32]}"
-                code = self._compile(text.replace("@kernel(", f"@{symbol}("))
+                code = cache.read(key)
+                if code is None:
+                    code = self._compile(text.replace("@kernel(", f"@{symbol}("))
+                    self.compiled += 1
+                    cache.write(key, code)
                 self._engine.add_object_file(self._llvm.ObjectFileRef.from_data(code))
                 self._engine.finalize_object()
                 address = self._loaded[key] = self._engine.get_function_address(symbol)
@@ -77,6 +83,10 @@ class Machine:
     def _compile(self, text: str) -> bytes:
         module = self._llvm.parse_assembly(f'target triple = "{self.triple}"\n{text}')
         return self._compiler.emit_object(module)
+
+
+# ------------------------------------------------------------------------------------------------
+# NumPy's arrays
 
 
 def object_offsets() -> dict[str, int]:
@@ -109,6 +119,9 @@ def _fields(a: np.ndarray, offsets: dict[str, int]) -> tuple:
     return address, ndim, tuple(shape), read("dtype", ctypes.c_size_t), read("flags", ctypes.c_int)
 
 
+# ------------------------------------------------------------------------------------------------
+# the compiler of this process
+
 _machine: list[Machine | None] = []  # empty until asked for
 _starting = threading.Lock()
 
@@ -122,13 +135,18 @@ def machine() -> Machine | None:
     return _machine[0]
 
 
+def enabled() -> bool:
+    """Whether native kernels are wanted: ``GPUGRAD_JIT=0`` switches them off."""
+    return os.environ.get("GPUGRAD_JIT", "1") != "0"
+
+
 def _start() -> Machine | None:
-    if os.environ.get("GPUGRAD_JIT", "1") == "0":
+    if not enabled():
         return None
     try:
         return Machine()
     except ImportError:
         return None
-    except Exception as error:  # e.g. an llvmlite that does not know this CPU: slower, not wrong
+    except Exception as error:  # e.g. an LLVM that does not know this CPU: slower, not wrong
         warnings.warn(f"no native kernels, LLVM does not start: {error}", stacklevel=2)
         return None

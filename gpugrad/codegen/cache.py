@@ -1,0 +1,71 @@
+"""Object code on disk: a process that finds its kernels there compiles nothing.
+
+A file holds a digest and the code. The name is a hash of everything the code depends on, so that
+what is there is never stale; the digest tells whether it is whole. Imported when the first kernel
+is made: hashlib and tempfile take milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+
+def key_of(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def directory() -> Path | None:
+    """``GPUGRAD_CACHE_DIR``, else the platform's place for caches. Empty: nothing is kept."""
+    chosen = os.environ.get("GPUGRAD_CACHE_DIR")
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    try:
+        home = Path.home()
+    except RuntimeError:  # no home directory
+        return None
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "gpugrad"
+
+
+def _digest(key: str, code: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + code).digest()
+
+
+def read(key: str) -> bytes | None:
+    """The object code under a key, if it is there and whole."""
+    place = directory()
+    if place is None:
+        return None
+    try:
+        content = (place / f"{key}.o").read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if digest == _digest(key, code) else None
+
+
+def write(key: str, code: bytes) -> None:
+    """Keep object code; readers see all of it or nothing. That it cannot be kept is no error."""
+    place = directory()
+    if place is None:
+        return
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file, name = tempfile.mkstemp(dir=place)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(_digest(key, code) + code)
+            os.replace(name, place / f"{key}.o")
+        except OSError:
+            os.unlink(name)
+    except OSError:
+        pass
