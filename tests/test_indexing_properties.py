@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -104,13 +104,13 @@ def check_reading(shape, index, dtype, seed) -> None:
             )
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(indices(advanced=False), DTYPES, SEEDS)
 def test_basic_indices_read(drawn, dtype, seed) -> None:
     check_reading(*drawn, dtype, seed)
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(indices(advanced=True), DTYPES, SEEDS)
 def test_all_indices_read(drawn, dtype, seed) -> None:
     check_reading(*drawn, dtype, seed)
@@ -195,12 +195,15 @@ def test_assignment_to_basic_indices(drawn, seed, data) -> None:
     check_assignment(*drawn, seed, data)
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(indices(advanced=True), SEEDS, st.data())
 def test_assignment_to_all_indices(drawn, seed, data) -> None:
-    """At positions that an array names twice NumPy keeps the last value, so only that has a
-    gradient."""
-    check_assignment(*drawn, seed, data)
+    """At different positions: which of two values for one position stays is undefined in torch."""
+    shape, index = drawn
+    times = np.zeros(shape)
+    np.add.at(times, index, 1)
+    assume((times <= 1).all())
+    check_assignment(shape, index, seed, data)
 
 
 @settings(max_examples=100)
