@@ -86,7 +86,7 @@ def test_wheel_metadata(built: Path) -> None:
         assert "gpugrad = gpugrad.cli:main" in archive.read(name).decode()
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     without_extra = [line for line in required if "extra ==" not in line]
-    assert without_extra == ["Requires-Dist: numpy>=2.0"]
+    assert without_extra == ["Requires-Dist: numpy>=2.1"]
     assert "License-Expression: MIT" in metadata
     assert "Requires-Python: >=3.11" in metadata
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 
-from ..backend.arrays import _ndarray, array_module
+from ..backend.arrays import _ndarray, array_module, backend_of
 from ..backend.memory import LARGE, exclusive
 from ..config import grad_mode, modes
 from ..errors import SavedTensorError, at
@@ -284,6 +284,8 @@ def _sum(a, b):
         return b if a is None else a
     if a.__class__ is Parts:
         return _merge(a, b)
+    if a.__class__ is _ndarray and a.nbytes >= LARGE and a.dtype == b.dtype:
+        return array_module(a).add(a, b, backend_of(a).empty(a.shape, a.dtype))
     total = a + b
     # NumPy makes a scalar of two zero-dimensional arrays
     return total if total.__class__ is a.__class__ else array_module(a).asarray(total)

@@ -30,6 +30,7 @@ __all__ = [
     "launch",
     "name",
     "on_device",
+    "reshape",
     "set_num_threads",
     "synchronize",
     "to_numpy",
@@ -73,6 +74,18 @@ def zeros(shape, dtype):
     out = pool.empty(shape, dtype)
     out.fill(0)
     return out
+
+
+def reshape(array, shape):
+    """A view in another shape where strides allow it, else a copy in recycled memory."""
+    if array.nbytes < LARGE or array.flags.c_contiguous:
+        return array.reshape(shape)
+    try:
+        return np.reshape(array, shape, copy=False)
+    except ValueError:
+        out = pool.empty(array.shape, array.dtype)
+        out[...] = array
+        return out.reshape(shape)
 
 
 def dot(a, b):

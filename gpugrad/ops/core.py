@@ -250,12 +250,13 @@ class Rule:
     """The derivative of an elementwise operation for one set of arguments that need it.
 
     ``read`` are the arguments the derivative reads, in order: these, and ``y`` if ``reads_output``,
-    are
-    what must be saved. Cotangents come back for the arguments that need one only.
+    are what must be saved. Cotangents come back for the arguments that need one only. ``program``
+    computes those at the positions ``computed``; the others are ``g`` itself or constants.
     """
 
     # run32, run64: what the short paths put into their records, see eager.py.
     __slots__ = (
+        "computed",
         "needs",
         "op",
         "outputs",
@@ -276,16 +277,19 @@ class Rule:
         # For the short paths of two arguments: 0 saves none, 1 the first, 2 the second, 3 both.
         self.save = sum(1 << i for i in self.read)
         names = ["g", *(["y"] if self.reads_output else []), *[op.names[i] for i in self.read]]
-        self.program = Program(
-            self.outputs, names, ["g", "y", *(op.names if op.arity == 1 else [])]
-        )
+        self.computed = [k for k, e in enumerate(self.outputs) if e.op not in ("input", "const")]
+        full = ["g", "y", *(op.names if op.arity == 1 else [])]
+        self.program = Program([self.outputs[k] for k in self.computed], names, full)
         self.run32 = self.run64 = None
 
     def run_arrays(self, g, out, read_args) -> list:
         """Cotangents as arrays: fresh ones, or ``g`` itself where the partial is 1."""
-        args = (g, out, *read_args) if self.reads_output else (g, *read_args)
-        results = run_program(self.program, args, array_module(g))
-        results = [results] if len(self.outputs) == 1 else results
+        results = [g if e.op == "input" else e.args[0] for e in self.outputs]
+        if self.computed:
+            args = (g, out, *read_args) if self.reads_output else (g, *read_args)
+            values = run_program(self.program, args, array_module(g))
+            for k, value in zip(self.computed, [values] if len(self.computed) == 1 else values):
+                results[k] = value
         return [_materialise(r, g) for r in results]
 
     def run_ops(self, g, out, read_args) -> list:

@@ -40,7 +40,7 @@ def _put_add(g, *indices, pattern, shape):
     xp = array_module(g)
     if pattern == (HOLE,) and indices[0].dtype.kind in "iu" and len(shape) > 1:
         return _add_rows(g, indices[0], shape, xp)
-    out = xp.zeros(shape, g.dtype)
+    out = backend_of(g).zeros(shape, g.dtype)
     xp.add.at(out, _fill(pattern, indices), g)
     return out
 
@@ -48,7 +48,7 @@ def _put_add(g, *indices, pattern, shape):
 def _add_rows(g, rows, shape, xp):
     """Sum rows of ``g`` into a table: sort the positions, then one segmented sum
     (deterministic)."""
-    out = xp.zeros(shape, g.dtype)
+    out = backend_of(g).zeros(shape, g.dtype)
     flat = rows.reshape(-1) % shape[0] if shape[0] else rows.reshape(-1)
     if not flat.size:
         return out

@@ -14,7 +14,13 @@ def _matmul(a, b):
     if a.ndim == 2 and b.ndim == 2:
         return backend_of(a).dot(a, b)
     xp = array_module(a)
-    return xp.asarray(xp.matmul(a, b))
+    if a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype:
+        return xp.asarray(xp.matmul(a, b))
+    batch = a.shape[:-2]
+    if batch != b.shape[:-2]:
+        batch = xp.broadcast_shapes(batch, b.shape[:-2])
+    out = backend_of(a).empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+    return xp.matmul(a, b, out)
 
 
 def _swap(x):

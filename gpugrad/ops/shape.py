@@ -10,7 +10,7 @@ from .core import linear
 alias = linear("alias", lambda x: x[...], lambda g, x: g, samples=lambda r: [((r(2, 3),), {})])
 reshape = linear(
     "reshape",
-    lambda x, *, shape: x.reshape(shape),
+    lambda x, *, shape: backend_of(x).reshape(x, shape),
     lambda g, x, *, shape: reshape(g, shape=x.shape),
     samples=lambda r: [
         ((r(2, 3),), {"shape": (3, 2)}),
@@ -119,7 +119,7 @@ getslice = linear(
 
 
 def _putslice(g, *, shape, index):
-    out = array_module(g).zeros(shape, g.dtype)
+    out = backend_of(g).zeros(shape, g.dtype)
     out[index] = g
     return out
 
@@ -158,7 +158,7 @@ def _pad(x, *, widths):
     """Zero padding; ``widths`` is ((before, after), ...) and negative widths crop."""
     grow = [(max(b, 0), max(a, 0)) for b, a in widths]
     shape = tuple(n + b + a for n, (b, a) in zip(x.shape, grow, strict=True))
-    out = array_module(x).zeros(shape, x.dtype)
+    out = backend_of(x).zeros(shape, x.dtype)
     out[tuple(slice(b, b + n) for n, (b, _) in zip(x.shape, grow, strict=True))] = x
     crop = tuple(slice(max(-b, 0), n - max(-a, 0)) for n, (b, a) in zip(shape, widths, strict=True))
     return out[crop]
