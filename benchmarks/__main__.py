@@ -14,8 +14,8 @@ from benchmarks.workloads import OVERHEAD, ROWS
 IMPORT_GOAL = 1.5  # times `import numpy`
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, also those of ``gpugrad bench``."""
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -37,7 +37,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--markdown", metavar="NAME", help="print results/NAME.json as the README's table"
     )
-    return parser.parse_args()
 
 
 def chosen(names: list[str] | None) -> list[str]:
@@ -111,16 +110,15 @@ def run_imports(rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def main() -> None:
-    options = arguments()
+def main(options: argparse.Namespace) -> int:
     if options.markdown:
         from benchmarks.report import markdown
 
         print(markdown(options.markdown))
-        return
+        return 0
     if options.profile:
         profile(options.profile, options.threads, options.seed)
-        return
+        return 0
     missing = [
         name
         for name in ("torch", "rich", "threadpoolctl")
@@ -148,8 +146,10 @@ def main() -> None:
     wrong = [result for result in results + ops if result.problem]
     for result in wrong:
         print(f"\n{result.row}: {result.problem}", file=sys.stderr)
-    sys.exit(1 if wrong else 0)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    command = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add_arguments(command)
+    sys.exit(main(command.parse_args()))

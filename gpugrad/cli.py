@@ -1,7 +1,7 @@
 """The command ``gpugrad`` (also ``python -m gpugrad``).
 
 A subcommand is a row of :data:`COMMANDS`: name, one line of help, and the module behind it with
-two functions, ``add_arguments(parser)`` and ``main(options) -> exit code``, which may raise
+two functions, ``add_arguments(parser)`` and ``main(options) -> exit code``; both may raise
 :class:`~gpugrad.utils.command.CommandError`. Only the module of the command in use is imported.
 """
 
@@ -25,6 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "train": Command("train LeNet (or an MLP) on handwritten digits", "gpugrad.train.command"),
+    "bench": Command("measure gpugrad beside PyTorch", "gpugrad.utils.benchmarks"),
     "info": Command("versions, devices, BLAS, and what is missing", "gpugrad.utils.environment"),
 }
 
@@ -32,19 +33,21 @@ COMMANDS: dict[str, Command] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 done, 1 failed, 2 wrong usage or 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser(arguments).parse_args(arguments)
-    implementation = importlib.import_module(COMMANDS[options.command].module)
+    # the options before the command have no values
+    name = next((a for a in arguments if not a.startswith("-")), "")
     try:
-        return int(implementation.main(options))
+        options = _parser(name).parse_args(arguments)
+        return int(importlib.import_module(COMMANDS[name].module).main(options))
     except CommandError as error:
-        print(f"gpugrad {options.command}: {error}", file=sys.stderr)
+        print(f"gpugrad {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"gpugrad {options.command}: interrupted", file=sys.stderr)
+        print(f"gpugrad {name}: interrupted", file=sys.stderr)
         return 130
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(used: str) -> argparse.ArgumentParser:
+    """The parser, with the options of the command that is used."""
     parser = argparse.ArgumentParser(
         prog="gpugrad",
         description="Gradients for NumPy and CuPy programs, with PyTorch's API.",
@@ -56,7 +59,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(
             name, help=command.help, description=command.help[0].upper() + command.help[1:] + "."
         )
-        if name in arguments:
+        if name == used:
             importlib.import_module(command.module).add_arguments(subparser)
     return parser
 

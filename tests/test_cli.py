@@ -92,3 +92,34 @@ def test_only_the_module_in_use_is_imported():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_bench_has_the_options_of_the_suite():
+    ours, theirs = python_m("bench", "--help"), subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--help"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ours.returncode == theirs.returncode == 0
+    assert ours.stdout.split("options:")[1] == theirs.stdout.split("options:")[1]
+
+
+def test_bench_refuses_what_the_suite_refuses():
+    done = python_m("bench", "--rows", "w99")
+    assert done.returncode == 1
+    assert "no such row: w99" in done.stderr or "not installed" in done.stderr
+
+
+def test_bench_without_the_repository_says_how_to_get_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gg, "__file__", str(tmp_path / "gpugrad" / "__init__.py"))
+    assert cli.main(["bench", "--rows", "w1"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("gpugrad bench: the benchmarks are in the repository")
+    assert str(tmp_path) in message
+    assert "make bench" in message
+
+
+def test_a_command_s_name_may_be_the_value_of_an_option(hello, monkeypatch):
+    seen = []
+    hello.main = lambda options: seen.append(options.name) or 0
+    assert cli.main(["hello", "--name", "bench"]) == 0
+    assert seen == ["bench"]
