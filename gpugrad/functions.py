@@ -184,6 +184,9 @@ clip = clamp
 
 def lerp(input, end, weight) -> Tensor:
     """``input + weight * (end - input)``."""
+    if not isinstance(weight, Tensor) and isinstance(input, Tensor) and input.dtype.kind == "f":
+        # as a number it would make the result float64: the row compares it with 0.5
+        weight = creation.full((), weight, dtype=input.dtype, device=input.device)
     return elementwise(e.lerp, (input, end, weight))
 
 
