@@ -148,12 +148,17 @@ def _executor(threads: int) -> ThreadPoolExecutor:
     return _workers[0][2]
 
 
+def is_parallel(size: int) -> bool:
+    """Whether ``run_blocks`` uses several threads."""
+    return size >= PARALLEL and get_num_threads() > 1
+
+
 def run_blocks(run_range, size: int) -> None:
     """Call ``run_range(start, stop)`` over ``range(size)``, on several threads when it is large."""
-    threads = get_num_threads()
-    if size < PARALLEL or threads == 1:
+    if not is_parallel(size):
         run_range(0, size)
         return
+    threads = get_num_threads()
     per_thread = -(-size // (threads * BLOCK)) * BLOCK
     starts = range(per_thread, size, per_thread)
     executor = _executor(threads)

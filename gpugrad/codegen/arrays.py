@@ -15,22 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .expr import Expr, inputs_of, topological
+from .expr import Expr, topological
 
 
 class Program:
     """Expressions over named inputs, compiled for an array module on first use."""
 
-    __slots__ = ("_compiled", "full", "inputs", "native", "outputs", "used")
+    __slots__ = ("_compiled", "full", "inputs", "native", "outputs", "plans", "steps", "used")
 
     def __init__(self, outputs: Sequence[Expr], inputs: Sequence[str], full: Sequence[str]):
         """``full`` names the inputs known to have the shape of the result (others may be
         broadcast)."""
         self.outputs, self.inputs = list(outputs), list(inputs)
         self.full = frozenset(full)
-        self.used = inputs_of(self.outputs)
+        order = topological(self.outputs)
+        self.used = {e.args[0] for e in order if e.op == "input"}
+        self.steps = [e.op for e in order if e.op not in ("input", "const")]
         self._compiled: dict = {}
-        self.native: dict = {}  # kernels made by llvm.py
+        self.native: dict = {}  # kernels made by llvm.py, and how it calls them
+        self.plans: dict = {}
 
     def direct(self, functions, dtype=None, reuse: bool = True):
         """``f(*inputs)`` returning one array per output, in a list if there are several.

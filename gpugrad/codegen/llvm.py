@@ -15,8 +15,10 @@ with None or False before anything is written, and NumPy does it. Results equal 
 from __future__ import annotations
 
 import ctypes
+import math
 from array import array
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -259,102 +261,152 @@ def _raises() -> bool:
 # elementwise operations
 
 
+# What NumPy computes at the speed of memory, if it is all there is to do.
+_AS_FAST_IN_NUMPY = frozenset(_RULES) - {"where", "sign"} | frozenset(_ROUNDING)
+# Plans a program keeps: for so many combinations of shapes and strides.
+_PLANS = 256
+
+
 def run(program: Program, args: Sequence) -> list[np.ndarray] | None:
     """Results of a program over arrays and numbers, or None where NumPy must compute them.
 
     Arrays are float32 or float64, all the same, beside masks; numbers are weakly typed.
     """
-    if machine() is None or not _computes(program) or _raises():
+    if machine() is None or _raises():
         return None
+    signature = tuple(
+        [(a.shape, a.strides, a.dtype) if a.__class__ is np.ndarray else a.__class__ for a in args]
+    )
+    plan = program.plans.get(signature, _plan)
+    if plan is _plan:
+        if len(program.plans) >= _PLANS:
+            program.plans.clear()
+        plan = program.plans[signature] = _plan(program, args)
+    return None if plan is None else plan(args)
+
+
+class _Plan:
+    """A kernel for arguments of certain shapes, strides and dtypes, and the table it reads."""
+
+    __slots__ = ("arrays", "dtypes", "kernel", "numbers", "results", "shape", "size", "table")
+
+    def __init__(self, kernel, operands: _Operands, table: array, dtypes: list, stride: int):
+        self.kernel, self.table, self.dtypes = kernel, table, dtypes
+        self.shape, self.numbers = operands.shape, operands.numbers
+        self.size = math.prod(operands.shape)
+        places = range(stride, len(table), stride)  # of the array objects in the table
+        self.arrays = list(zip(places, operands.positions, strict=False))
+        self.results = places[len(self.arrays) :]
+
+    def __call__(self, args: Sequence) -> list[np.ndarray] | None:
+        table = self.table[:]
+        for place, k in self.arrays:
+            table[place] = id(args[k])
+        try:
+            numbers = array("d", [args[k] for k in self.numbers])
+        except OverflowError:  # an integer beyond float64
+            return None
+        outputs = [backend.empty(self.shape, dtype) for dtype in self.dtypes]
+        for place, output in zip(self.results, outputs, strict=True):
+            table[place] = id(output)
+        address, values = table.buffer_info()[0], numbers.buffer_info()[0]
+        if self.size < PARALLEL:
+            self.kernel(address, values, 0, _WHOLE)
+        else:
+            kernel = self.kernel
+            _spread(lambda first, last: kernel(address, values, first, last), self.size)
+        return outputs
+
+
+class _Operands(NamedTuple):
+    """What a program reads of its arguments.
+
+    The pattern has one letter per argument: ``-`` not read, ``n`` number, ``v`` real array, ``b``
+    mask; positions are those of arrays and of numbers among the arguments.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    arrays: list[np.ndarray]
+    positions: list[int]
+    numbers: list[int]
+    pattern: str
+
+
+def _plan(program: Program, args: Sequence) -> _Plan | None:
+    """How to run a program on arguments like these; None if NumPy must."""
     operands = _operands(program, args)
-    if operands is None:
+    if operands is None or not _gains(program, operands.arrays):
         return None
-    element, shape, arrays, pattern, numbers = operands
-    dtype = next(a.dtype for a in arrays if a.dtype is not _BOOL and a.dtype != _BOOL)
-    dims = _dimensions(shape, arrays)
-    if dims is None:
+    loops = _loops(operands.shape, operands.arrays)
+    if loops is None:
         return None
-    sizes, strides = dims
-    pattern = _inner_strides(pattern, strides)
-    loops = 1 if len(sizes) == 1 else 3
+    sizes, strides = loops
+    pattern = _inner_strides(operands.pattern, strides)
+    element, depth = _ELEMENTS[operands.dtype], 1 if len(sizes) == 1 else 3
     kernel = _compiled(
         program,
-        (element, pattern, loops),
-        lambda compiler: _rows_kernel(compiler, program, element, pattern, loops),
+        (element, pattern, depth),
+        lambda compiler: _rows_kernel(compiler, program, element, pattern, depth),
         _Kernel,
     )
     if kernel is None:
         return None
-    outputs = [backend.empty(shape, _BOOL if e.op in BOOLEAN else dtype) for e in program.outputs]
-    strides += [_steps(sizes, 1 if e.op in BOOLEAN else dtype.itemsize) for e in program.outputs]
-    table = _table(sizes, strides, (*arrays, *outputs))
-    numbers = array("d", numbers)
-    address, values = table.buffer_info()[0], numbers.buffer_info()[0]
-    _spread(lambda first, last: kernel(address, values, first, last), outputs[0].size)
-    return outputs
+    dtypes = [_BOOL if e.op in BOOLEAN else operands.dtype for e in program.outputs]
+    strides += [_steps(sizes, dtype.itemsize) for dtype in dtypes]
+    return _Plan(kernel, operands, _table(sizes, strides), dtypes, depth)
 
 
-def _table(sizes: list[int], strides: list[list[int]], arrays: Sequence) -> array:
+def _gains(program: Program, arrays: list[np.ndarray]) -> bool:
+    """Whether a kernel can be made and be faster: not for copies, constants, and one simple
+    function of arrays of one shape."""
+    if any(e.op in ("const", "input") for e in program.outputs):
+        return False
+    if len(program.steps) > 1 or program.steps[0] not in _AS_FAST_IN_NUMPY:
+        return True
+    return any(a.shape != arrays[0].shape for a in arrays)
+
+
+def _table(sizes: list[int], strides: list[list[int]]) -> array:
     """What ``_rows_kernel`` reads: sizes of the loops, then every array's object and strides."""
     if len(sizes) == 1:
-        return array("q", [sizes[0], *map(id, arrays)])
+        return array("q", [sizes[0], *[0] * len(strides)])
     missing = [1] * (3 - len(sizes))  # the middle loop, if there are two
     table = [sizes[0], *missing, *sizes[1:]]
-    for a, steps in zip(arrays, strides, strict=True):
-        table += (id(a), steps[0], steps[1] if len(steps) == 3 else 0)
+    for steps in strides:
+        table += (0, steps[0], steps[1] if len(steps) == 3 else 0)
     return array("q", table)
 
 
-def _computes(program: Program) -> bool:
-    """Whether all outputs are computed: an input or constant among them is NumPy's affair."""
-    return not any(e.op in ("const", "input") for e in program.outputs)
-
-
-def _operands(program: Program, args: Sequence):
-    """``(element, shape of the result, arrays, pattern, numbers)``, or None if something does not
-    fit.
-
-    The pattern has one letter per argument: ``-`` not read, ``n`` number, ``v`` real array, ``b``
-    mask.
-    """
-    used = program.used
-    arrays, numbers, pattern = [], [], []
-    element = shape = None
-    same = True
-    for a, name in zip(args, program.inputs, strict=True):
-        if name not in used:
+def _operands(program: Program, args: Sequence) -> _Operands | None:
+    """The arguments that are read; None if something among them does not fit."""
+    pattern, positions, numbers, dtypes = [], [], [], set()
+    for k, (a, name) in enumerate(zip(args, program.inputs, strict=True)):
+        if name not in program.used:
             pattern.append("-")
-        elif a.__class__ is np.ndarray:
-            if a.dtype == _BOOL:
-                pattern.append("b")
-            else:
-                found = _ELEMENTS.get(a.dtype)
-                if found is None or element not in (None, found):
-                    return None
-                element = found
-                pattern.append("v")
-            same = same and shape in (None, a.shape)
-            shape = a.shape if shape is None else shape
-            arrays.append(a)
         elif a.__class__ in _NUMBERS:
             pattern.append("n")
-            try:
-                numbers.append(float(a))
-            except OverflowError:
-                return None
+            numbers.append(k)
+        elif a.__class__ is np.ndarray:
+            pattern.append("b" if a.dtype == _BOOL else "v")
+            positions.append(k)
+            dtypes.add(a.dtype)
         else:
             return None
-    if element is None:
+    dtypes.discard(_BOOL)
+    if len(dtypes) != 1 or not dtypes <= _ELEMENTS.keys():
         return None
-    if not same:
-        shape = _broadcast(program, arrays, [k for k, p in enumerate(pattern) if p in "vb"])
-        if shape is None:
-            return None
-    return element, shape, arrays, "".join(pattern), numbers
+    arrays = [args[k] for k in positions]
+    shape = _broadcast(program, arrays, positions)
+    if shape is None or 0 in shape:
+        return None
+    return _Operands(dtypes.pop(), shape, arrays, positions, numbers, "".join(pattern))
 
 
 def _broadcast(program: Program, arrays: list, positions: list[int]) -> tuple[int, ...] | None:
     """The shape of the results, if all have the same."""
+    if all(a.shape == arrays[0].shape for a in arrays):
+        return arrays[0].shape
     try:
         shape = np.broadcast_shapes(*[a.shape for a in arrays])
     except ValueError:
@@ -376,17 +428,12 @@ def _steps(sizes: Sequence[int], itemsize: int) -> list[int]:
     return steps[::-1]
 
 
-def _dimensions(shape, arrays) -> tuple[list[int], list[list[int]]] | None:
+def _loops(shape, arrays) -> tuple[list[int], list[list[int]]] | None:
     """Sizes of at most three nested loops and the strides of every array in them, in bytes.
 
     Neighbouring dimensions that every array steps through at one stride become one. None if three
     loops do not do, or if an array's elements lie apart in the innermost.
     """
-    if all(a.shape == shape and a.flags.c_contiguous for a in arrays):
-        size = 1
-        for n in shape:
-            size *= n
-        return [size], [[a.itemsize] for a in arrays]
     wide = [_strides_in(a, len(shape)) for a in arrays]
     sizes: list[int] = []
     kept: list[list[int]] = [[] for _ in arrays]
@@ -402,8 +449,10 @@ def _dimensions(shape, arrays) -> tuple[list[int], list[list[int]]] | None:
             sizes.append(n)
             for k, s in zip(kept, steps, strict=True):
                 k.append(s)
-    fits = all(k and k[-1] in (0, a.itemsize) for k, a in zip(kept, arrays, strict=True))
-    return (sizes, kept) if fits and len(sizes) <= 3 and 0 not in shape else None
+    if not sizes:  # one element
+        return [1], [[a.itemsize] for a in arrays]
+    fits = all(k[-1] in (0, a.itemsize) for k, a in zip(kept, arrays, strict=True))
+    return (sizes, kept) if fits and len(sizes) <= 3 else None
 
 
 def _strides_in(a: np.ndarray, ndim: int) -> list[int]:

@@ -358,7 +358,10 @@ def _run_blocked(program: Program, args, arrays, functions):
         backend.empty(arrays[0].shape, booleans if e.op in BOOLEAN else dtype)
         for e in program.outputs
     ]
-    backend.launch(block, args, outputs, [dtype] * floats + [booleans] * bools)
+    if len(program.steps) == 1 and not backend.is_parallel(outputs[0].size):
+        block(*args, *outputs)  # no temporaries, nothing to keep in the cache
+    else:
+        backend.launch(block, args, outputs, [dtype] * floats + [booleans] * bools)
     return outputs[0] if len(outputs) == 1 else outputs
 
 
