@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 
 from ..backend.arrays import _ndarray, array_module, backend_of
+from ..backend.numpy import xp as np
 from ..backend.memory import LARGE, exclusive
 from ..config import grad_mode, modes
 from ..errors import SavedTensorError, at
@@ -98,6 +99,7 @@ class Node:
         return self.saved, out
 
 
+_asarray = np.asarray
 _PLAIN = frozenset((type(None), float, int, bool, complex, _ndarray, Meta))
 lines: weakref.WeakKeyDictionary[Node, tuple] = weakref.WeakKeyDictionary()
 _TWICE = (
@@ -294,9 +296,13 @@ def _sum(a, b):
 def _collect(entry: list, d, may_write: bool) -> None:
     """Add a cotangent to ``entry[1]``, into its memory if that is large and nobody else sees it."""
     old = entry[1]
-    if may_write and d is not None and old.__class__ is _ndarray and old.nbytes >= LARGE:
+    if old.__class__ is _ndarray and d.__class__ is _ndarray:
+        if old.nbytes < LARGE:  # asking who sees it costs more than a fresh sum
+            total = old + d
+            entry[1] = total if total.__class__ is _ndarray else _asarray(total)
+            return
         entry[1] = None
-        if exclusive(old):
+        if may_write and exclusive(old):
             old += d
             entry[1] = old
             return
@@ -323,9 +329,11 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
     hooked = bool(_hooks) or bool(_retained)
     observed = hooked or capture is not None
     anomaly = modes.unusual and modes.local.anomaly
-    take, push, waiting = ready.pop, ready.append, users.get
-    while ready:
-        node, g = take()
+    push, waiting = ready.append, users.get
+    node = None
+    while node is not None or ready:
+        if node is None:
+            node, g = ready.pop()
         if observed and g is not None:
             if hooked:
                 g = _call_hooks(node, g)
@@ -336,6 +344,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
             if capture is None and g is not None and node.__class__ is Leaf:
                 owned = not with_tensors and exclusive(g)  # asked before the call refers to g, too
                 _accumulate(node, g, owned)
+            node = None
             continue
         if g is None:  # nothing but missing cotangents arrived: pass that on
             parts = (None,) * len(edges)
@@ -345,19 +354,23 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
                 _check_anomaly(node, parts)
             if not keep and (node.saved or node.out is not None):
                 node.release()
+        node = g = None
         for edge, d in zip(edges, parts):
             left = waiting(edge)
-            if left == 1:
-                push((edge, d))
-            elif left.__class__ is int:
-                users[edge] = [left - 1, d]
+            if left.__class__ is int:
+                if left > 1:
+                    users[edge] = [left - 1, d]
+                elif node is None:  # the next one, without a detour over the list
+                    node, g = edge, d
+                else:
+                    push((edge, d))
             elif left is not None:  # None: no gradient needed, or leads to nothing asked for
                 _collect(left, d, not with_tensors)
                 left[0] -= 1
                 if not left[0]:
                     push((edge, left.pop()))
         # a reference left here would forbid writing into the next gradient
-        g = parts = d = left = None
+        parts = d = left = None
     return captured
 
 
