@@ -22,7 +22,7 @@ comma := ,
 .PHONY: train test lint bench gpu clean
 .DELETE_ON_ERROR:
 
-train: $(VENV)/.extra-train
+train: $(VENV)/.extra-train-jit
 	$(PY) -m gpugrad train $(ARGS)
 
 test: $(VENV)/.extra-dev $(if $(ORACLE),$(VENV)/.extra-oracle)

@@ -61,6 +61,8 @@ _VARIABLES = {
     "CUDA_VISIBLE_DEVICES": "GPUs in sight",
     "CUDA_PATH": "CUDA toolkit for CuPy",
     "CUPY_CACHE_DIR": "compiled kernels of CuPy",
+    "GPUGRAD_CACHE_DIR": "compiled kernels of gpugrad",
+    "GPUGRAD_JIT": "0 switches native kernels off",
 }
 
 
@@ -122,6 +124,7 @@ def _installed(package: _Optional) -> tuple[str, str] | None:
 
 def _devices(warnings: list[str]) -> Iterator[Row]:
     yield Row("cpu", _cpu_name(), f"{_usable_cores()} of {os.cpu_count()} cores usable")
+    yield _native_kernels()
     driver = _cuda_driver()
     if gg.cuda.is_available():
         yield from _cuda_devices()
@@ -140,6 +143,16 @@ def _devices(warnings: list[str]) -> Iterator[Row]:
         warnings.append(
             "CuPy finds no device: does nvidia-smi list one, and does CUDA_VISIBLE_DEVICES hide it?"
         )
+
+
+def _native_kernels() -> Row:
+    """Whether elementwise operations and updates run as compiled loops."""
+    purpose = "elementwise operations and optimizer updates on the CPU"
+    if _installed(_OPTIONAL[0]) is None:
+        return Row("native kernels", "not available", 'pip install "gpugrad[jit]"')
+    if os.environ.get("GPUGRAD_JIT") == "0":
+        return Row("native kernels", "switched off", "unset GPUGRAD_JIT to use them")
+    return Row("native kernels", "in use", purpose)
 
 
 def _cuda_devices() -> Iterator[Row]:
@@ -227,7 +240,7 @@ def _blas_warnings(blas: BlasInfo) -> Iterator[str]:
 
 def _variables() -> Iterator[Row]:
     own = {name: "" for name in sorted(os.environ) if name.startswith("GPUGRAD_")}
-    for name, meaning in {**_VARIABLES, **own}.items():
+    for name, meaning in {**own, **_VARIABLES}.items():
         if name in os.environ:
             yield Row(name, os.environ[name], meaning)
 

@@ -70,6 +70,20 @@ def test_the_cuda_extra_follows_the_driver(monkeypatch, driver, extra):
     assert environment._cuda_extra() == extra
 
 
+def test_native_kernels_are_reported(monkeypatch):
+    def row():
+        rows = environment.collect().sections["devices"]
+        return next(r for r in rows if r.name == "native kernels")
+
+    monkeypatch.setenv("GPUGRAD_JIT", "1")
+    monkeypatch.setattr(environment, "_installed", lambda package: ("llvmlite", "1"))
+    assert row().value == "in use"
+    monkeypatch.setenv("GPUGRAD_JIT", "0")
+    assert row().value == "switched off"
+    monkeypatch.setattr(environment, "_installed", lambda package: None)
+    assert row()[1:] == ("not available", 'pip install "gpugrad[jit]"')
+
+
 def test_forced_blas_kernel_is_warned_about(monkeypatch, capsys):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
     text = run_info(capsys)
