@@ -32,6 +32,7 @@ __all__ = [
     "on_device",
     "reshape",
     "set_num_threads",
+    "spread",
     "synchronize",
     "to_numpy",
     "xp",
@@ -110,6 +111,15 @@ def broadcast_to(array, shape):
     view = np.ndarray(shape, array.dtype, array, 0, strides)
     view.flags.writeable = False
     return view
+
+
+def spread(array, shape):
+    """``broadcast_to`` for values that are only read: a copy while that is cheaper than a view."""
+    out = np.empty(shape, array.dtype)
+    if out.nbytes >= LARGE:
+        return broadcast_to(array, shape)
+    out[...] = array
+    return out
 
 
 def default_threads() -> int:
@@ -214,7 +224,3 @@ def launch(block, arguments, outputs, scratch_dtypes) -> None:
                 block(*parts, *[o[s:e] for o in flat_out], *[t[: e - s] for t in scratch])
 
     run_blocks(run_range, flat_out[0].size)
-
-
-def is_large(array) -> bool:
-    return array.nbytes >= LARGE

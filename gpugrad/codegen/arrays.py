@@ -21,13 +21,25 @@ from .expr import Expr, topological
 class Program:
     """Expressions over named inputs, compiled for an array module on first use."""
 
-    __slots__ = ("_compiled", "full", "inputs", "native", "outputs", "plans", "steps", "used")
+    __slots__ = (
+        "_compiled",
+        "computed",
+        "full",
+        "inputs",
+        "native",
+        "outputs",
+        "plans",
+        "steps",
+        "used",
+    )
 
     def __init__(self, outputs: Sequence[Expr], inputs: Sequence[str], full: Sequence[str]):
         """``full`` names the inputs known to have the shape of the result (others may be
         broadcast)."""
         self.outputs, self.inputs = list(outputs), list(inputs)
         self.full = frozenset(full)
+        # no output is an input or a constant as it is
+        self.computed = not any(e.op in ("input", "const") for e in self.outputs)
         order = topological(self.outputs)
         self.used = {e.args[0] for e in order if e.op == "input"}
         self.steps = [e.op for e in order if e.op not in ("input", "const")]

@@ -272,7 +272,7 @@ def run(program: Program, args: Sequence) -> list[np.ndarray] | None:
 
     Arrays are float32 or float64, all the same, beside masks; numbers are weakly typed.
     """
-    if machine() is None or _raises():
+    if machine() is None:
         return None
     signature = tuple(
         [(a.shape, a.strides, a.dtype) if a.__class__ is np.ndarray else a.__class__ for a in args]
@@ -282,7 +282,7 @@ def run(program: Program, args: Sequence) -> list[np.ndarray] | None:
         if len(program.plans) >= _PLANS:
             program.plans.clear()
         plan = program.plans[signature] = _plan(program, args)
-    return None if plan is None else plan(args)
+    return None if plan is None or _raises() else plan(args)
 
 
 class _Plan:
@@ -360,7 +360,7 @@ def _plan(program: Program, args: Sequence) -> _Plan | None:
 def _gains(program: Program, arrays: list[np.ndarray]) -> bool:
     """Whether a kernel can be made and be faster: not for copies, constants, and one simple
     function of arrays of one shape."""
-    if any(e.op in ("const", "input") for e in program.outputs):
+    if not program.computed:
         return False
     if len(program.steps) > 1 or program.steps[0] not in _AS_FAST_IN_NUMPY:
         return True

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..backend.arrays import array_module, backend_of
+from ..backend.memory import LARGE
 from ..codegen import expr, llvm
 from ..codegen.arrays import BOOLEAN, Program
 from ..codegen.expr import Expr
@@ -313,15 +314,12 @@ def run_program(program: Program, args, xp):
     """Run an array program: large ones natively, else in cache-sized pieces over several threads if
     the arrays are flat, else directly."""
     functions = functions_for(xp)
-    if xp.__name__ == "numpy":
+    if program.computed and xp.__name__ == "numpy":
         arrays = [a for a in args if a.__class__ is xp.ndarray and a.ndim]
-        if arrays and any(map(backend_of(arrays[0]).is_large, arrays)):
-            outputs = llvm.run(program, args)
+        if arrays and max([a.nbytes for a in arrays]) >= LARGE:
+            outputs = llvm.run(program, args) or _run_blocked(program, args, arrays, functions)
             if outputs is not None:
                 return outputs[0] if len(outputs) == 1 else outputs
-            result = _run_blocked(program, args, arrays, functions)
-            if result is not None:
-                return result
     reuse = any(getattr(a, "ndim", 0) for a in args)
     results = program.direct(functions, None, reuse)(*args)
     if reuse:
@@ -342,10 +340,10 @@ def _as_array(value, xp):
 
 
 def _run_blocked(program: Program, args, arrays, functions):
-    """Results of a program over same-shaped contiguous arrays, or None if the arrays do not allow
-    it."""
+    """Results of a program over same-shaped contiguous arrays, in a list, or None if the arrays do
+    not allow it."""
     backend = backend_of(arrays[0])
-    if not backend.blockable(arrays) or any(e.op in ("const", "input") for e in program.outputs):
+    if not backend.blockable(arrays):
         return None
     dtype = arrays[0].dtype
     if any(a.dtype is not dtype and a.dtype != dtype and a.dtype.kind != "b" for a in arrays):
@@ -358,11 +356,11 @@ def _run_blocked(program: Program, args, arrays, functions):
         backend.empty(arrays[0].shape, booleans if e.op in BOOLEAN else dtype)
         for e in program.outputs
     ]
-    if len(program.steps) == 1 and not backend.is_parallel(outputs[0].size):
+    if not (floats or bools or backend.is_parallel(outputs[0].size)):
         block(*args, *outputs)  # no temporaries, nothing to keep in the cache
     else:
         backend.launch(block, args, outputs, [dtype] * floats + [booleans] * bools)
-    return outputs[0] if len(outputs) == 1 else outputs
+    return outputs
 
 
 def elementwise(
@@ -444,7 +442,8 @@ class Linear(Op):
 
     def vjp(self, g, out, args, params, needs):
         if self.linear_args == 1:
-            return (self.transpose(g, *args, **params), *([None] * (len(args) - 1)))
+            cotangent = self.transpose(g, *args, **params)
+            return (cotangent,) if len(args) == 1 else (cotangent, *([None] * (len(args) - 1)))
         cotangents = self.transpose(g, *args, **params)
         return (*cotangents, *([None] * (len(args) - len(cotangents))))
 
