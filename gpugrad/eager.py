@@ -395,7 +395,7 @@ def _backward(rule: Rule, dtype) -> Callable:
             lines.append(f"    if {edge}.shape != shape: d{k} = sum_to(d{k}, shape={edge}.shape)")
             results[k] = f"d{k}"
     lines.append(f"    return {', '.join(results)},")
-    names = {"clock": clock, "sum_to": shape_ops.sum_to}
+    names = {"clock": clock, "sum_to": shape_ops.sum_to.eval}
     names.update(full_like=np.full_like, asarray=np.asarray)
     return compile_program("\n".join(lines), functions_for(np), constants, dtype, **names)
 

@@ -17,6 +17,7 @@ from .backend import arrays as backend_arrays
 from .backend.device import CPU, as_device
 from .backend.device import device as device_class
 from .backend.numpy import xp as np
+from .config import modes
 from .eager import (
     _same_device,
     binary,
@@ -1571,21 +1572,23 @@ def _fast_in_place(op):
     array_name = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "true_divide"}[name]
     reads_self = name in ("mul", "div")  # for the gradient of the other factor
 
+    numpy_function = getattr(np, array_name)
+
     def in_place(self, other):
-        if (self._node is None and self._view is None) or not recording():
-            y = other.array if isinstance(other, Tensor) else other
-            x = self.array
-            if (
-                isinstance(other, Tensor)
-                and (other._node is None or not recording())
-                and y.dtype == x.dtype
-            ) or (
-                not isinstance(other, Tensor)
-                and isinstance(y, (int, float))
-                and x.dtype.kind == "f"
-            ):
+        x, recorded = self.array, not modes.unusual or modes.local.grad
+        if not recorded or (self._node is None and self._view is None):
+            if isinstance(other, Tensor):
+                y = other.array
+                plain = (other._node is None or not recorded) and y.dtype == x.dtype
+            else:
+                y = other
+                plain = isinstance(y, (int, float)) and x.dtype.kind == "f"
+            if plain:
+                function = numpy_function
+                if x.__class__ is not np.ndarray:
+                    function = getattr(backend_arrays.array_module(x), array_name)
                 try:
-                    getattr(backend_arrays.array_module(x), array_name)(x, y, x)
+                    function(x, y, x)
                 except ValueError:
                     return write(self, op(self, other))  # which explains the shapes
                 bump_version(self)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from ..backend.arrays import _ndarray, array_module, backend_of
 from ..backend.numpy import xp as np
@@ -238,18 +239,23 @@ _retained: weakref.WeakKeyDictionary[Node, weakref.ref] = weakref.WeakKeyDiction
 def _count_users(roots: Sequence[Node]) -> dict[Node, int]:
     """How many cotangents each record below the roots will receive from others."""
     users: dict[Node, int] = dict.fromkeys(roots, 0)
-    get = users.get
-    stack = list(users)
-    pop, push = stack.pop, stack.append
-    while stack:
-        for edge in pop().edges:
-            if edge is not None:
-                n = get(edge)
-                if n is None:
-                    users[edge] = 1
-                    push(edge)
-                else:
-                    users[edge] = n + 1
+    seen, stack = users.get, list(users)
+    node = None
+    while node is not None or stack:
+        edges = (stack.pop() if node is None else node).edges
+        node = None
+        for edge in edges:
+            if edge is None:
+                continue
+            n = seen(edge)
+            if n is not None:
+                users[edge] = n + 1
+                continue
+            users[edge] = 1
+            if node is None:
+                node = edge
+            else:
+                stack.append(edge)
     return users
 
 
@@ -488,6 +494,12 @@ def _check_anomaly(node: Node, parts) -> None:
             )
 
 
+@cache
+def _one(dtype):
+    """The cotangent of most losses: never written to, because this cache refers to it, too."""
+    return np.ones((), dtype)
+
+
 def _seed(tensor: Tensor, gradient):
     """The cotangent a backward pass starts from."""
     if gradient is None:
@@ -498,6 +510,8 @@ def _seed(tensor: Tensor, gradient):
                 "reduce it with .sum() or .mean(), or pass gradient="
             )
         array = tensor.array
+        if array.__class__ is _ndarray and not array.shape:
+            return wrap(_one(array.dtype))
         return wrap(array_module(array).ones(array.shape, array.dtype))
     if not isinstance(gradient, Tensor):
         gradient = wrap(gradient)

@@ -6,6 +6,8 @@ import functools
 
 from ..config import modes
 
+_GENERATOR = 0x20  # inspect.CO_GENERATOR
+
 
 class _GradContext:
     """Sets whether this thread records, for the length of a ``with`` block or of a decorated
@@ -30,6 +32,8 @@ class _GradContext:
 
     def __call__(self, function):
         enabled = self.enabled
+        if getattr(getattr(function, "__code__", None), "co_flags", 0) & _GENERATOR:
+            return _decorated_generator(function, enabled)
 
         @functools.wraps(function)
         def inside(*args, **kwargs):
@@ -37,6 +41,31 @@ class _GradContext:
                 return function(*args, **kwargs)
 
         return inside
+
+
+def _decorated_generator(function, enabled: bool):
+    """The generator function with the mode set while it runs, and its caller's while that runs."""
+
+    @functools.wraps(function)
+    def inside(*args, **kwargs):
+        generator = function(*args, **kwargs)
+        resume, value = generator.send, None
+        while True:
+            try:
+                with _GradContext(enabled):
+                    result = resume(value)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                resume, value = generator.send, (yield result)
+            except GeneratorExit:
+                with _GradContext(enabled):
+                    generator.close()
+                raise
+            except BaseException as error:
+                resume, value = generator.throw, error
+
+    return inside
 
 
 class no_grad(_GradContext):
@@ -54,10 +83,10 @@ class no_grad(_GradContext):
 
     def __new__(cls, function=None):
         # torch lets the class itself decorate: @torch.no_grad without parentheses
-        return super().__new__(cls) if function is None else _GradContext(False)(function)
+        return object.__new__(cls) if function is None else _GradContext(False)(function)
 
     def __init__(self):
-        super().__init__(False)
+        self.enabled, self._outer = False, []
 
 
 class enable_grad(_GradContext):
@@ -92,6 +121,10 @@ class set_grad_enabled(_GradContext):
     def __enter__(self):
         _switch(self._before)
         return super().__enter__()
+
+    def __call__(self, function):
+        _switch(self._before)
+        return super().__call__(function)
 
 
 def _switch(enabled: bool) -> None:

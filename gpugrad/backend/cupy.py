@@ -98,5 +98,8 @@ def broadcast_to(array, shape):
     return cupy().broadcast_to(array, shape)
 
 
+spread = broadcast_to
+
+
 def empty(shape, dtype):
     return cupy().empty(shape, dtype)

@@ -8,7 +8,7 @@ from math import prod
 from ..backend.arrays import array_module
 from .core import linear, not_differentiable, opaque
 from .elementwise import eq, exp
-from .shape import broadcast_to, cast, flip, reshape, sum_to
+from .shape import cast, flip, reshape, spread, sum_to
 
 
 def kept_shape(shape, axes) -> tuple:
@@ -45,7 +45,7 @@ def _sum(x, *, axes, keepdims):
 sum = linear(
     "sum",
     _sum,
-    lambda g, x, *, axes, keepdims: broadcast_to(_keep(g, x, axes, keepdims), shape=x.shape),
+    lambda g, x, *, axes, keepdims: spread(_keep(g, x, axes, keepdims), shape=x.shape),
     samples=_samples,
 )
 
@@ -59,7 +59,7 @@ def _mean(x, *, axes, keepdims):
 
 def _mean_transpose(g, x, *, axes, keepdims):
     n = count(x.shape, axes)
-    return broadcast_to(_keep(g, x, axes, keepdims) * (1.0 / n if n else 1.0), shape=x.shape)
+    return spread(_keep(g, x, axes, keepdims) * (1.0 / n if n else 1.0), shape=x.shape)
 
 
 mean = linear("mean", _mean, _mean_transpose, samples=_samples)

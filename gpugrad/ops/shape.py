@@ -45,6 +45,14 @@ broadcast_to = linear(
 )
 
 
+spread = linear(
+    "spread",
+    lambda x, *, shape: backend_of(x).spread(x, shape),
+    lambda g, x, *, shape: sum_to(g, shape=x.shape),
+    samples=lambda r: [((r(3, 1),), {"shape": (2, 3, 4)}), ((r(),), {"shape": (2,)})],
+)
+
+
 def _sum_to(x, *, shape):
     """Sum the axes that broadcasting ``shape`` to ``x.shape`` added or stretched."""
     old = x.shape
