@@ -21,7 +21,7 @@ LAYERS = (
     {"codegen"},
     {"ops"},
     {"tensor", "autograd", "eager", "creation", "random", "foreach", "tree", "cuda"},
-    {"functional", "functions", "func", "tape", "static", "testing"},
+    {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},
 )
