@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
 from ..backend.arrays import array_module
 from ..config import grad_mode, modes
 from ..errors import user_line
+from ..ops.shape import cast, sum_to
 from ..tensor import Tensor, clock, version_of, wrap
 from .engine import _TWICE, Node, Part, Parts, lines
 
@@ -19,7 +23,7 @@ class Context:
         self._non_differentiable: set[int] = set()
         self._dirty: set[int] = set()
         self._materialize = True
-        self._node: FunctionNode | None = None
+        self._node: Callable[[], FunctionNode | None] | None = None  # weak: the record owns us
 
     def save_for_backward(self, *tensors) -> None:
         """Keep inputs or outputs for ``backward``; writes to them in place are noticed."""
@@ -28,9 +32,11 @@ class Context:
     @property
     def saved_tensors(self) -> tuple:
         """What ``save_for_backward`` kept. Raises RuntimeError after the graph was freed."""
-        node = self._node
-        if node is None:
+        if self._node is None:
             return self._saved
+        node = self._node()
+        if node is None:
+            raise RuntimeError(_TWICE)
         return node.unpack()
 
     def mark_non_differentiable(self, *tensors) -> None:
@@ -50,7 +56,7 @@ class Context:
 class FunctionNode(Node):
     """The record of one call of a ``Function``."""
 
-    __slots__ = ("context", "function", "outputs", "saved_times")
+    __slots__ = ("context", "dtypes", "function", "outputs")
 
     @property
     def name(self) -> str:
@@ -89,7 +95,28 @@ class FunctionNode(Node):
                 f"function {self.name} returned an incorrect number of gradients (expected "
                 f"{len(self.edges)}, got {len(results)})"
             )
-        return results
+        return [
+            None if edge is None or r is None else self._fit(position, r, edge.shape)
+            for position, (edge, r) in enumerate(zip(self.edges, results, strict=True))
+        ]
+
+    def _fit(self, position: int, g, shape):
+        """A gradient as its argument needs it: summed where it was broadcast, of its dtype."""
+        if not isinstance(g, Tensor):
+            raise TypeError(
+                f"function {self.name} returned a {type(g).__name__} as gradient {position}; "
+                f"expected a Tensor or None"
+            )
+        if g.shape != shape:
+            lead = g.ndim - len(shape)
+            if lead < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[lead:], strict=True)):
+                raise RuntimeError(
+                    f"Function {self.name} returned an invalid gradient at index {position} - got "
+                    f"shape {tuple(g.shape)} but expected shape compatible with {tuple(shape)}"
+                )
+            g = sum_to(g, shape=shape)
+        dtype = self.dtypes[position]
+        return g if g.dtype == dtype else cast(g, dtype=dtype)
 
     def arrays(self, g):
         """What ``tensors`` does, without recording."""
@@ -163,6 +190,7 @@ class Function:
 def _record(function, ctx, edges, args, results):
     node = object.__new__(FunctionNode)
     node.edges, node.function, node.context = edges, function, ctx
+    node.dtypes = [a.dtype if isinstance(a, Tensor) else None for a in args]
     node.out, node.time, node.run = None, clock.now, FunctionNode.arrays
     if modes.unusual and modes.local.anomaly:
         lines[node] = user_line()
@@ -176,9 +204,10 @@ def _record(function, ctx, edges, args, results):
     node.shape = node.outputs[0][0] if len(node.outputs) == 1 else ()
     position = {id(r): k for k, r in enumerate(tensors)}
     node.saved = tuple(
-        (t, position.get(id(t)) if id(t) not in inputs else None) for t in ctx._saved
+        (t, None) if id(t) in inputs or id(t) not in position else (_plain(t), position[id(t)])
+        for t in ctx._saved
     )
-    ctx._saved, ctx._node = (), node
+    ctx._saved, ctx._node = (), weakref.ref(node)
     for r, ok in zip(results, differentiable, strict=True):
         if not ok:
             yield r
@@ -194,6 +223,13 @@ def _record(function, ctx, edges, args, results):
             node if len(node.outputs) == 1 else Part(node, position[id(r)], tuple(r.shape))
         )
         yield r_out
+
+
+def _plain(t: Tensor) -> Tensor:
+    """A tensor over the same memory and version, which will not learn where it came from."""
+    plain = wrap(t.array)
+    plain._version = version_of(t)
+    return plain
 
 
 def once_differentiable(backward):
