@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..backend.arrays import array_module, backend_of
+from ..backend.arrays import _ndarray, array_module, backend_of
 from ..backend.memory import LARGE
 from ..codegen import expr, llvm
 from ..codegen.arrays import BOOLEAN, Program
@@ -158,6 +158,7 @@ class Elementwise(Op):
         self._body: Expr | None = None
         self._derivatives: list[Expr] | None = None
         self._forward: Program | None = None
+        self._small: Callable | None = None
         self._backward: dict[tuple, Rule] = {}
 
     # ---- the expression and its derivatives
@@ -215,7 +216,14 @@ class Elementwise(Op):
 
     def _evaluate(self, *args):
         """Arrays in, array out; Python numbers stay weakly typed."""
-        return self.compute(args)
+        for a in args:
+            if a.__class__ is not _ndarray or a.nbytes >= LARGE or not a.ndim:
+                return self.compute(args)
+        if self._small is None:  # NumPy's own function where there is one, else a program
+            functions = functions_for(array_module(args[0]))
+            self._small = functions.table.get(self.name) if self.expression is None else None
+            self._small = self._small or Program([self.body], self.names, ()).direct(functions)
+        return self._small(*args)
 
     def compute(self, args):
         """Run on arrays and Python numbers: one array-module function, or the expression as one

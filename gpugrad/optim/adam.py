@@ -15,31 +15,30 @@ from .optimizer import Optimizer, check_at_least_zero, gradient, implementation
 def adam_update(amsgrad: bool, decay: bool, decoupled: bool, maximize: bool) -> Any:
     """One step on lists of tensors. What only depends on numbers comes in as a number (float64).
 
-    take1 = 1 - beta1, take2 = 1 - beta2, size = lr / correction1, root = sqrt(correction2) and
-    shrink = 1 - lr * weight_decay.
+    take1 = 1 - beta1, take2 = 1 - beta2, shrink = 1 - lr * weight_decay. With the corrections
+    c = 1 - beta**step of both means, size = lr sqrt(c2) / c1 and eps is the user's times sqrt(c2).
     """
 
     def moments(p, m, v, g, weight_decay, take1, beta2, take2):
         g = gradient(p, g, weight_decay, decay and not decoupled, maximize)
         return m + take1 * (g - m), beta2 * v + take2 * g * g
 
-    def moved(p, m, v, shrink, size, root, eps):
+    def moved(p, m, v, shrink, size, eps):
+        # m / c1 / (sqrt(v / c2) + eps) with two divisions less
         if decay and decoupled:
             p = shrink * p
-        return p - size * m / (gg.sqrt(v) / root + eps)
+        return p - size * m / (gg.sqrt(v) + eps)
 
     @gg.foreach
-    def update(p, m, v, g, *, weight_decay, shrink, take1, beta2, take2, eps, size, root):
+    def update(p, m, v, g, *, weight_decay, shrink, take1, beta2, take2, eps, size):
         m, v = moments(p, m, v, g, weight_decay, take1, beta2, take2)
-        return moved(p, m, v, shrink, size, root, eps), m, v
+        return moved(p, m, v, shrink, size, eps), m, v
 
     @gg.foreach
-    def amsgrad_update(
-        p, m, v, most, g, *, weight_decay, shrink, take1, beta2, take2, eps, size, root
-    ):
+    def amsgrad_update(p, m, v, most, g, *, weight_decay, shrink, take1, beta2, take2, eps, size):
         m, v = moments(p, m, v, g, weight_decay, take1, beta2, take2)
         most = gg.maximum(most, v)
-        return moved(p, m, most, shrink, size, root, eps), m, v, most
+        return moved(p, m, most, shrink, size, eps), m, v, most
 
     return amsgrad_update if amsgrad else update
 
@@ -102,6 +101,7 @@ class Adam(Optimizer):
             amsgrad, weight_decay != 0, group["decoupled_weight_decay"], group["maximize"]
         )
         for step, lists in self._batches(group, initial):
+            root = (1 - beta2**step) ** 0.5
             update(
                 *lists,
                 weight_decay=weight_decay,
@@ -109,9 +109,8 @@ class Adam(Optimizer):
                 take1=1 - beta1,
                 beta2=beta2,
                 take2=1 - beta2,
-                eps=group["eps"],
-                size=lr / (1 - beta1**step),
-                root=(1 - beta2**step) ** 0.5,
+                eps=group["eps"] * root,
+                size=lr * root / (1 - beta1**step),
             )
 
 
