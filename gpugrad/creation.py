@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from . import dtypes
 from .backend import arrays as backend_arrays
 from .backend.device import as_device
@@ -19,7 +21,7 @@ def _shape(size) -> tuple[int, ...]:
     """A shape given as ``f(2, 3)`` or ``f((2, 3))``."""
     if len(size) == 1 and isinstance(size[0], (tuple, list)):
         size = size[0]
-    shape = tuple(int(n) for n in size)
+    shape = tuple([operator.index(n) for n in size])
     if any(n < 0 for n in shape):
         raise RuntimeError(f"Trying to create tensor with negative dimension: {list(shape)}")
     return shape
@@ -290,10 +292,16 @@ def arange(
     )
 
 
+def _check_count(name, n) -> None:
+    if n < 0:
+        raise RuntimeError(f"{name} must be non-negative, got {n}")
+
+
 def linspace(
     start, end, steps: int, *, dtype=None, device=None, requires_grad: bool = False
 ) -> Tensor:
     """``steps`` evenly spaced numbers from ``start`` to ``end``, both included."""
+    _check_count("linspace: number of steps", steps)
     return _new(
         lambda xp, s, d: xp.linspace(start, end, steps).astype(d),
         None,
@@ -314,6 +322,7 @@ def logspace(
     requires_grad: bool = False,
 ) -> Tensor:
     """``base`` to the power of ``linspace(start, end, steps)``."""
+    _check_count("logspace: number of steps", steps)
     return _new(
         lambda xp, s, d: xp.logspace(start, end, steps, base=base).astype(d),
         None,
@@ -327,6 +336,8 @@ def eye(
     n: int, m: int | None = None, *, dtype=None, device=None, requires_grad: bool = False
 ) -> Tensor:
     """The identity matrix, or ``n`` by ``m`` with ones on the diagonal."""
+    _check_count("eye: number of rows", n)
+    _check_count("eye: number of columns", n if m is None else m)
     return _new(lambda xp, s, d: xp.eye(n, m, dtype=d), None, dtype, device, requires_grad)
 
 
@@ -372,6 +383,7 @@ def randint(*args, generator: Generator | None = None, dtype=None, device=None) 
 
 def randperm(n: int, *, generator: Generator | None = None, dtype=None, device=None) -> Tensor:
     """A random order of the integers 0 to n-1."""
+    _check_count("randperm: n", n)
     array = (generator or default_generator).permutation(n)
     return on_device(array.astype(dtype or dtypes.int64), device)
 
@@ -380,6 +392,9 @@ def normal(
     mean=0.0, std=1.0, size=None, *, generator: Generator | None = None, dtype=None, device=None
 ) -> Tensor:
     """Normal random numbers; the shape is ``size`` or that of ``mean`` and ``std``."""
+    spread = std.array if isinstance(std, Tensor) else np.asarray(std)
+    if isinstance(spread, np.ndarray) and (spread < 0).any():
+        raise RuntimeError(f"normal expects all elements of std >= 0.0, got {std}")
     if size is None:
         size = np.broadcast_shapes(*[tuple(v.shape) for v in (mean, std) if isinstance(v, Tensor)])
     return randn(size, generator=generator, dtype=dtype, device=device) * std + mean
@@ -407,6 +422,9 @@ def randn_like(input, *, dtype=None, device=None, requires_grad: bool = False) -
 
 def bernoulli(input, *, generator: Generator | None = None) -> Tensor:
     """Ones with the given probabilities, zeros else; in the dtype of the probabilities."""
+    p = input.array
+    if isinstance(p, np.ndarray) and not ((p >= 0) & (p <= 1)).all():
+        raise RuntimeError("bernoulli expects probabilities between 0 and 1")
     drawn = rand(*input.shape, generator=generator, device=input.device)
     return (drawn < input.detach()).to(dtype=input.dtype)
 

@@ -107,6 +107,9 @@ def result_type_of(operands) -> np.dtype:
         if result is None:
             result = lower
         elif _RANK[lower.kind] > _RANK[result.kind]:
-            result = promote_types(result, lower)
+            if lower.kind == "c" and result.kind == "f":  # complex, as wide as the float
+                result = complex128 if result == float64 else complex64
+            else:
+                result = promote_types(result, lower)
     assert result is not None
     return result
