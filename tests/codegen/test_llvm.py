@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import gpugrad as gg
-from gpugrad.codegen import cache, llvm
+from gpugrad.codegen import cache, llvm, vector_math
 from gpugrad.codegen.arrays import Program
 from gpugrad.codegen.functions import functions_for
 from gpugrad.codegen.machine import Machine, machine
@@ -325,6 +325,14 @@ def test_numpy_computes_where_errors_raise():
     with np.errstate(divide="raise"):
         assert llvm.run(program, [x]) is None
     assert np.isneginf(llvm.run(program, [x])[0]).all()
+
+
+def test_numpy_computes_what_llvm_refuses(monkeypatch):
+    x = np.linspace(0, 1, 20_000, dtype=np.float32)
+    monkeypatch.setattr(vector_math, "FLOAT32", {"tanh": lambda v: v.code.emit("nonsense", v.type)})
+    op = REGISTRY["tanh"]
+    with pytest.warns(UserWarning, match="LLVM refuses"):
+        assert llvm.run(Program([op.body], op.names, ()), [x]) is None
 
 
 # ---- updates
