@@ -1,5 +1,6 @@
 """Automatic differentiation: the tape, its modes, and functions with derivatives of their own."""
 
+from .checkpoint import checkpoint, checkpoint_sequential
 from .engine import Node, RemovableHandle, backward, grad
 from .function import Function, once_differentiable
 from .grad_mode import (
@@ -14,7 +15,8 @@ from .grad_mode import (
 from .gradcheck import gradcheck, gradgradcheck
 
 __all__ = [
-    "Function", "Node", "RemovableHandle", "backward", "detect_anomaly", "enable_grad", "grad",
+    "Function", "Node", "RemovableHandle", "backward", "checkpoint", "checkpoint_sequential",
+    "detect_anomaly", "enable_grad", "grad",
     "gradcheck", "gradgradcheck",
     "inference_mode", "is_grad_enabled", "no_grad", "once_differentiable", "set_detect_anomaly",
     "set_grad_enabled",
