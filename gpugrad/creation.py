@@ -372,10 +372,26 @@ def randn(
     return _random(Generator.normal, size, dtype, device, requires_grad, generator)
 
 
-def randint(*args, generator: Generator | None = None, dtype=None, device=None) -> Tensor:
+def randint(
+    *args,
+    low=None,
+    high=None,
+    size=None,
+    generator: Generator | None = None,
+    dtype=None,
+    device=None,
+) -> Tensor:
     """Random integers: ``randint(high, size)`` from 0, or ``randint(low, high, size)``; ``high`` is
-    excluded."""
-    low, high, size = args if len(args) == 3 else (0, *args)
+    excluded. All three have these names too."""
+    given = list(args)
+    if size is None:
+        size = given.pop()
+    if high is None:
+        high = given.pop()
+    if low is None:
+        low = given.pop() if given else 0
+    if given:
+        raise TypeError(f"randint() takes low, high and size, got {args} and more")
     dtype = np.dtype(dtype or dtypes.int64)
     array = (generator or default_generator).integers(int(low), int(high), _shape((size,)), dtype)
     return on_device(array, device)
