@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from math import prod
 
 import numpy as np
 
@@ -34,6 +35,7 @@ __all__ = [
     "set_num_threads",
     "spread",
     "synchronize",
+    "take_rows",
     "to_numpy",
     "xp",
     "zeros",
@@ -87,6 +89,15 @@ def reshape(array, shape):
         out = pool.empty(array.shape, array.dtype)
         out[...] = array
         return out.reshape(shape)
+
+
+def take_rows(array, index):
+    """``array[index]``; large results in recycled memory, rows copied whole (a third of the time)."""
+    shape = index.shape + array.shape[1:]
+    large = prod(shape) * array.itemsize >= LARGE and index.size and array.shape[0]
+    if not large or int(index.min()) < 0 or int(index.max()) >= array.shape[0]:
+        return array[index]  # which counts negative positions from the end, or raises
+    return np.take(array, index, 0, pool.empty(shape, array.dtype), "clip")
 
 
 def dot(a, b):
