@@ -43,7 +43,7 @@ _INT = (int, np.integer)
 
 def _public(op, make):
     """The public function of an elementwise row: its short path under its own name."""
-    function = make(op)
+    function = op.short = make(op)
     function.__name__ = function.__qualname__ = op.name
     function.__doc__ = f"Elementwise {op.name} with broadcasting and torch's type promotion."
     function.op = op

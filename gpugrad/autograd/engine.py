@@ -261,29 +261,27 @@ def _count_users(roots: Sequence[Node]) -> dict[Node, int]:
 
 def _count_users_towards(roots: Sequence[Node], targets: set[Node]) -> dict[Node, int]:
     """The same, but only of records from which a target can be reached."""
-    reaches: dict[Node, bool] = {}
-    stack = [(root, False) for root in roots]
+    users_of: dict[Node, list[Node]] = {root: [] for root in roots}
+    stack = list(users_of)
     while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            reaches[node] = node in targets or any(
-                reaches.get(e, False) for e in node.edges if e is not None
-            )
-        elif node not in reaches:
-            reaches[node] = node in targets
-            stack.append((node, True))
-            stack.extend((e, False) for e in node.edges if e is not None and e not in reaches)
-    users = {root: 0 for root in roots if reaches[root]}
-    stack = list(users)
+        node = stack.pop()
+        for edge in node.edges:
+            if edge is None:
+                continue
+            users = users_of.get(edge)
+            if users is None:
+                users_of[edge] = [node]
+                stack.append(edge)
+            else:
+                users.append(node)
+    leads: set[Node] = set()
+    stack = [target for target in targets if target in users_of]
     while stack:
-        for edge in stack.pop().edges:
-            if edge is not None and reaches[edge]:
-                if edge in users:
-                    users[edge] += 1
-                else:
-                    users[edge] = 1
-                    stack.append(edge)
-    return users
+        node = stack.pop()
+        if node not in leads:
+            leads.add(node)
+            stack.extend(users_of[node])
+    return {node: sum([user in leads for user in users_of[node]]) for node in leads}
 
 
 def _sum(a, b):

@@ -26,6 +26,7 @@ too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from ..backend.arrays import _ndarray, array_module, backend_of
@@ -159,6 +160,7 @@ class Elementwise(Op):
         self._derivatives: list[Expr] | None = None
         self._forward: Program | None = None
         self._small: Callable | None = None
+        self.short: Callable | None = None  # the function with a short path for tensors (eager.py)
         self._backward: dict[tuple, Rule] = {}
 
     # ---- the expression and its derivatives
@@ -303,10 +305,29 @@ class Rule:
 
     def run_ops(self, g, out, read_args) -> list:
         """The same in operations: for double backward and other interpreters."""
-        env = {"g": g, "y": out}
-        env.update((self.op.names[i], a) for i, a in zip(self.read, read_args, strict=True))
-        results = expr.evaluate(self.outputs, env, _call_by_name)
-        return [g * 0.0 if isinstance(r, (int, float)) else r for r in results]
+        results = [g if e.op == "input" else g * 0.0 for e in self.outputs]
+        if self.computed:
+            args = (g, out, *read_args) if self.reads_output else (g, *read_args)
+            values = self.program.direct(_tensor_functions(), None, False)(*args)
+            for k, value in zip(self.computed, [values] if len(self.computed) == 1 else values):
+                results[k] = value
+        return results
+
+
+class _TensorFunctions:
+    """What a program over tensors calls: the short path of an operation if it has one."""
+
+    name = "tensors"
+
+    def __init__(self):
+        self.table = {
+            name: op.short or op for name, op in REGISTRY.items() if isinstance(op, Elementwise)
+        }
+
+
+@cache
+def _tensor_functions() -> _TensorFunctions:
+    return _TensorFunctions()
 
 
 def _materialise(value, g):
