@@ -257,7 +257,7 @@ from .random import (
 from .tensor import Tensor
 
 if _TYPE_CHECKING:
-    from . import io, nn, optim, train, utils, vision
+    from . import io, nn, optim, testing, train, utils, vision
     from .io import load, load_checkpoint, save, save_checkpoint
 
 __version__ = "0.1.0"
@@ -265,7 +265,7 @@ __version__ = "0.1.0"
 bool = bool_
 
 # Built on the public names above, and imported when first used.
-_LAZY = ("nn", "optim", "utils", "vision", "io", "train")
+_LAZY = ("nn", "optim", "utils", "vision", "io", "train", "testing")
 _LAZY_NAMES = {"save": "io", "load": "io", "save_checkpoint": "io", "load_checkpoint": "io"}
 
 
