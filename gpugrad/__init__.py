@@ -257,16 +257,23 @@ from .random import (
 from .tensor import Tensor
 
 if _TYPE_CHECKING:
-    from . import io, nn, optim, testing, train, utils, vision
+    from . import io, nn, optim, tape, testing, train, utils, vision
     from .io import load, load_checkpoint, save, save_checkpoint
+    from .tape import GradientTape
 
 __version__ = "0.1.0"
 
 bool = bool_
 
 # Built on the public names above, and imported when first used.
-_LAZY = ("nn", "optim", "utils", "vision", "io", "train", "testing")
-_LAZY_NAMES = {"save": "io", "load": "io", "save_checkpoint": "io", "load_checkpoint": "io"}
+_LAZY = ("nn", "optim", "utils", "vision", "io", "train", "testing", "tape")
+_LAZY_NAMES = {
+    "save": "io",
+    "load": "io",
+    "save_checkpoint": "io",
+    "load_checkpoint": "io",
+    "GradientTape": "tape",
+}
 
 
 def set_num_threads(n: int) -> None:
