@@ -279,6 +279,28 @@ class Code:
         self.do(f"br label %{head}")
         self._begin(after)
 
+    def fold(self, count: Value, values: list[Value], body: Callable) -> list[Value]:
+        """Values that ``body(values)`` replaces ``count`` times; they stay in registers.
+
+        At least once: the test is at the end, so that a short body is one block.
+        """
+        head, after = self._label(), self._label()
+        before = self._block
+        self.do(f"br label %{head}")
+        self._begin(head)
+        place = len(self.lines)
+        carried = [self.emit("phi", v.type) for v in (self.integer(0), *values)]
+        following = [carried[0] + 1, *body(carried[1:])]
+        again = following[0].compare("slt", count)
+        for k, (old, start, new) in enumerate(
+            zip(carried, (self.integer(0), *values), following, strict=True)
+        ):
+            sources = f"[{start.name}, %{before}], [{new.name}, %{self._block}]"
+            self.lines[place + k] = f"  {old.name} = phi {old.type} {sources}"
+        self.do(f"br {again}, label %{head}, label %{after}")
+        self._begin(after)
+        return following[1:]
+
     def choose(self, condition: Value, yes: Callable, no: Callable) -> list[Value]:
         """What ``yes()`` gives if the condition holds, else what ``no()`` gives: lists of
         values."""

@@ -15,6 +15,9 @@ but gather far fewer
 and longer runs, which pays while channels are few: on the first layer of LeNet, a whole row per
 tile. The tile is chosen
 by a cost estimate. Both gradients are products of the same two matrices.
+
+Where LLVM is there, ``codegen/convolution.py`` is asked first; the functions here are its
+reference.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend.arrays import array_module, backend_of
+from ..codegen import convolution as native
 
 # Costs in nanoseconds, fitted on two cores of an AVX2 machine; only their ratios matter.
 _FLOP = 1 / 120  # one multiply-add counts two
@@ -191,6 +195,10 @@ def _product(a, b):
 
 def forward(x, w, *, stride, padding, dilation, groups):
     """Cross-correlation of ``x`` (N, C, H, W) with ``w`` (O, C/groups, kh, kw)."""
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    override = native.forward(x, w, **options)
+    if override is not None:
+        return override
     p = plan(x.shape, w.shape, stride, padding, dilation, groups)
     y = _product(_gather(x, p, padding), _spread(w, p))
     y = y.reshape(p.groups, p.batch, p.out[0], p.tiles, p.filters, p.tile).transpose(
@@ -203,6 +211,10 @@ def forward(x, w, *, stride, padding, dilation, groups):
 
 def weight_gradient(g, x, *, shape, stride, padding, dilation, groups):
     """Cotangent of the weights from that of the result and the input."""
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    override = native.weight_gradient(g, x, shape=shape, **options)
+    if override is not None:
+        return override
     p = plan(x.shape, shape, stride, padding, dilation, groups)
     a = _gather(x, p, padding)
     gb = _product(a.transpose(0, 2, 1), _to_rows(g, p))
@@ -212,6 +224,10 @@ def weight_gradient(g, x, *, shape, stride, padding, dilation, groups):
 
 def input_gradient(g, w, *, shape, stride, padding, dilation, groups):
     """Cotangent of the input from that of the result and the weights."""
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    override = native.input_gradient(g, w, shape=shape, **options)
+    if override is not None:
+        return override
     p = plan(shape, w.shape, stride, padding, dilation, groups)
     ga = _product(_to_rows(g, p), _spread(w, p).transpose(0, 2, 1))
     ga = ga.reshape(p.groups, p.batch, p.out[0], p.tiles, p.channels, p.kernel[0], p.span)
@@ -227,7 +243,8 @@ def input_gradient(g, w, *, shape, stride, padding, dilation, groups):
             width = min(step, p.span - piece * step)
             target = gx[:, :, :, rows, piece : piece + p.tiles, :width]
             target += ga[:, :, :, ki, :, :, piece * step : piece * step + width]
-    gx = gx.reshape(p.batch, p.groups * p.channels, p.padded[0], -1)
+    columns = (p.tiles + pieces - 1) * step
+    gx = gx.reshape(p.batch, p.groups * p.channels, p.padded[0], columns)
     (top, _), (left, _) = padding
     return _crop(gx, shape, top, left, xp)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..backend.arrays import array_module, backend_of
+from ..codegen import pooling as native
 from . import convolution
 from .core import bilinear, linear, opaque
 from .elementwise import exp
@@ -142,6 +143,9 @@ def _row_slices(rows, kernel, stride, dilation, out_h):
 
 
 def _max_pool(x, *, kernel, stride, dilation):
+    override = native.max_pool(x, kernel=kernel, stride=stride, dilation=dilation)
+    if override is not None:
+        return override
     xp = array_module(x)
     out_h, out_w = pooled_size(x.shape[-2:], kernel, stride, dilation)
     rows = _max_of_rows(x, kernel, stride, dilation, out_w, xp)
@@ -171,6 +175,9 @@ def _maximum_masks(x, out, kernel, stride, dilation):
 
 def _max_pool_scatter(g, x, out, *, kernel, stride, dilation):
     """Send each cotangent to the first maximum of its window."""
+    override = native.max_pool_scatter(g, x, out, kernel=kernel, stride=stride, dilation=dilation)
+    if override is not None:
+        return override
     xp = array_module(g)
     size = g.shape[-2:]
     tiled = tuple(n * k for n, k in zip(size, kernel, strict=True))
@@ -233,6 +240,9 @@ max_pool = opaque(
 
 
 def _sum_pool(x, *, kernel, stride, dilation):
+    override = native.sum_pool(x, kernel=kernel, stride=stride, dilation=dilation)
+    if override is not None:
+        return override
     size = pooled_size(x.shape[-2:], kernel, stride, dilation)
     out = _window(x, 0, 0, size, stride, dilation).copy()
     for i in range(kernel[0]):

@@ -1,0 +1,112 @@
+"""Loops over images: what the kernels of convolution and pooling are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from .ir import Code, Value
+from .machine import Machine
+
+
+def rounded(count: int, lanes: int) -> int:
+    """The multiple of ``lanes`` that is not below ``count``."""
+    return -(-count // lanes) * lanes
+
+
+class Writer:
+    """A ``Code`` with what loops over images need."""
+
+    def __init__(self, compiler: Machine, element: str, lanes: int, arrays: str, integers: str):
+        """``arrays`` and ``integers`` name the parameters: NumPy arrays, then numbers."""
+        self.code = Code(element, lanes)
+        self.element, self.lanes = element, lanes
+        objects = [self.code.parameter(name, "ptr") for name in arrays.split()]
+        self.integers = [self.code.parameter(name, "i64") for name in integers.split()]
+        self.parameters = [*objects, *self.integers]
+        offset = compiler.offsets["data"]
+        self.data = [self.code.load(self.code.at(o, offset, "i8"), "ptr") for o in objects]
+
+    def at(self, pointer: Value, index: Value | int) -> Value:
+        return self.code.at(pointer, index, self.element)
+
+    def vector(self, pointer: Value, index: Value | int = 0, count: int | None = None) -> Value:
+        """``count`` elements, as many as there are lanes if not told."""
+        return self.code.load(self.at(pointer, index), self.type(count))
+
+    def store(self, value: Value, pointer: Value, index: Value | int = 0) -> None:
+        self.code.store(value, self.at(pointer, index))
+
+    def type(self, count: int | None = None) -> str:
+        count = self.lanes if count is None else count
+        return self.element if count == 1 else f"<{count} x {self.element}>"
+
+    def broadcast(self, pointer: Value, index: Value | int = 0) -> Value:
+        """A vector of one element of memory."""
+        value = self.vector(pointer, index, 1)
+        return self.code.splat(value) if self.lanes > 1 else value
+
+    def number(self, value: float) -> Value:
+        """A vector of one number."""
+        return self.code.like(Value(self.code, "", self.type()), value)
+
+    def first_of(self, value: Value, count: int) -> Value:
+        """The first ``count`` lanes of a vector."""
+        if count == self.lanes:
+            return value
+        if count == 1:
+            return self.code.emit(f"extractelement {value}, i64 0", self.element)
+        return self.shuffle(value, value, range(count))
+
+    def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
+        """Lanes of ``a`` and ``b`` by number; -1 is anything."""
+        numbers = ", ".join(f"i32 {'poison' if n < 0 else n}" for n in lanes)
+        text = f"shufflevector {a}, {b}, <{len(lanes)} x i32> <{numbers}>"
+        return self.code.emit(text, f"<{len(lanes)} x {self.element}>")
+
+    @contextmanager
+    def repeat(self, count: int | Value) -> Iterator[Value]:
+        """A loop; a count of one costs nothing."""
+        if count == 1:
+            yield self.code.integer(0)
+            return
+        count = count if isinstance(count, Value) else self.code.integer(count)
+        with self.code.loop(self.code.integer(0), count) as i:
+            yield i
+
+    @contextmanager
+    def starts(self, size: int, step: int) -> Iterator[Value]:
+        """Multiples of ``step``; the last lies so that it ends at ``size``, over the one before."""
+        with self.repeat(-(-size // step)) as i:
+            yield self.smaller(i * step, size - step) if size > step else self.code.integer(0)
+
+    def smaller(self, a: Value, b: Value | int) -> Value:
+        b = self.code.like(a, b)
+        return self.code.select(a.compare("slt", b), a, b)
+
+    def larger(self, a: Value, b: Value | int) -> Value:
+        b = self.code.like(a, b)
+        return self.code.select(a.compare("sgt", b), a, b)
+
+    def fold(self, count: int | Value, values: list[Value], body: Callable) -> list[Value]:
+        if count == 1:
+            return body(values)
+        count = count if isinstance(count, Value) else self.code.integer(count)
+        return self.code.fold(count, values, body)
+
+    def copy(self, source: Value, target: Value, count: int) -> None:
+        """Neighbouring elements; the last vector may overlap the one before."""
+        if count < self.lanes:
+            self.store(self.vector(source, 0, count), target)
+            return
+        with self.starts(count, self.lanes) as i:
+            self.store(self.vector(source, i), target, i)
+
+    def clear(self, target: Value, count: int) -> None:
+        """Zeros; ``count`` is a multiple of the lanes."""
+        zero = self.number(0.0)
+        with self.repeat(count // self.lanes) as i:
+            self.store(zero, target, i * self.lanes)
+
+    def text(self) -> str:
+        return self.code.function("kernel", self.parameters)

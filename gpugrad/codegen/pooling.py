@@ -1,0 +1,242 @@
+"""Native pooling over the last two axes: an override of the pools of ``ops/nn.py``.
+
+A vector is a row of windows. For a stride of 2 and more the columns a tap sees lie apart: they are
+picked out of longer loads, which never leave the windows of their row. Ties and NaN are treated as
+in the reference: the first maximum in reading order takes the cotangent; NaN spreads forward.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from ..backend import numpy as backend
+from .ir import Value
+from .loops import Writer
+from .machine import Machine, machine
+
+# Elements of the input from which a call of a kernel beats the reference's calls of NumPy.
+LEAST = 1 << 11
+# Elements from which two threads beat one: a pool takes 0.1 ns for each.
+PARALLEL = 1 << 20
+# Taps of a window that are written out.
+LARGEST = 49
+
+_ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
+_Forward = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2)
+_Scatter = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)
+
+
+class Pool(NamedTuple):
+    """The sizes of a pool except the number of images."""
+
+    element: str
+    image: tuple[int, int]
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def tiles(self) -> bool:
+        """Whether windows are next to each other, without gap or overlap."""
+        return self.kernel == self.stride and self.dilation == (1, 1)
+
+    @property
+    def covers(self) -> bool:
+        """Whether they also reach the end of the image."""
+        covered = (self.out[0] * self.stride[0], self.out[1] * self.stride[1])
+        return self.tiles and covered == self.image
+
+
+# ------------------------------------------------------------------------------------------------
+# the operations
+
+
+def max_pool(x, *, kernel, stride, dilation):
+    """Maxima of windows, or None where the reference is to compute them."""
+    return _windows("max", x, kernel, stride, dilation)
+
+
+def sum_pool(x, *, kernel, stride, dilation):
+    """Sums of windows, or None where the reference is to compute them."""
+    return _windows("sum", x, kernel, stride, dilation)
+
+
+def max_pool_scatter(g, x, out, *, kernel, stride, dilation):
+    """Every cotangent at the first maximum of its window, or None for the reference."""
+    if not (g.__class__ is x.__class__ is out.__class__) or not (g.dtype == x.dtype == out.dtype):
+        return None
+    found = _pool(x, kernel, stride, dilation)
+    if found is None or g.shape != out.shape or g.shape[-2:] != found.out:
+        return None
+    function = _compiled("scatter", found)
+    g, x, out = (np.ascontiguousarray(a) for a in (g, x, out))
+    gx = backend.empty(x.shape, g.dtype)
+    _over_planes(function, x, (g, x, out, gx))
+    return gx
+
+
+def _windows(kind: str, x, kernel, stride, dilation):
+    found = _pool(x, kernel, stride, dilation)
+    if found is None:
+        return None
+    function = _compiled(kind, found)
+    x = np.ascontiguousarray(x)
+    y = backend.empty((*x.shape[:-2], *found.out), x.dtype)
+    _over_planes(function, x, (x, y))
+    return y
+
+
+def _over_planes(function, x, arrays) -> None:
+    planes = prod(x.shape[:-2])
+    addresses = [id(a) for a in arrays]
+
+    def part(k: int, parts: int) -> None:
+        function(*addresses, planes * k // parts, planes * (k + 1) // parts)
+
+    backend.run_parts(part, x.size, PARALLEL)
+
+
+def _pool(x, kernel, stride, dilation) -> Pool | None:
+    """The sizes of a pool of a NumPy array that a kernel is worth for."""
+    if x.__class__ is not np.ndarray or x.size < LEAST or x.ndim < 2:
+        return None
+    element = _ELEMENTS.get(x.dtype)
+    if element is None or prod(kernel) > LARGEST or machine() is None:
+        return None
+    return _make_pool(element, x.shape[-2:], kernel, stride, dilation)
+
+
+@lru_cache(4096)
+def _make_pool(element, image, kernel, stride, dilation) -> Pool | None:
+    out = tuple(
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(image, kernel, stride, dilation, strict=True)
+    )
+    if min(*out, *kernel, *stride, *dilation) < 1:
+        return None
+    return Pool(element, image, out, kernel, stride, dilation)
+
+
+@lru_cache(4096)
+def _compiled(kind: str, pool: Pool) -> Callable:
+    compiler = machine()
+    if kind == "scatter":
+        return _Scatter(compiler.load(scatter_text(compiler, pool)))
+    return _Forward(compiler.load(windows_text(compiler, pool, kind)))
+
+
+# ------------------------------------------------------------------------------------------------
+# texts
+
+
+def _lanes(compiler: Machine, pool: Pool) -> int:
+    """Lanes that cover a row of windows with the fewest vectors, which may overlap."""
+    lanes = compiler.lanes(pool.element) // 2
+    fitting = [n for n in (lanes, lanes // 2, lanes // 4, lanes // 8) if 1 < n <= pool.out[1]]
+    if not fitting or pool.stride[1] > 4:
+        return 1
+    return min(fitting, key=lambda n: (-(-pool.out[1] // n), n))
+
+
+def windows_text(compiler: Machine, pool: Pool, kind: str) -> str:
+    """``kernel(x, y, first plane, last plane)``."""
+    w = Writer(compiler, pool.element, _lanes(compiler, pool), "x y", "first last")
+    (x, y), (first, last) = w.data, w.integers
+    (height, width), (out_h, out_w) = pool.image, pool.out
+    with (
+        w.code.loop(first, last) as n,
+        w.repeat(out_h) as row,
+        w.starts(out_w, w.lanes) as column,
+    ):
+        corner = (n * height + row * pool.stride[0]) * width + column * pool.stride[1]
+        total = None
+        for i in range(pool.kernel[0]):
+            tap_row = w.at(x, corner + i * pool.dilation[0] * width)
+            for value in _columns(w, pool, tap_row):
+                total = value if total is None else _combined(w, kind, total, value)
+        w.store(total, y, (n * out_h + row) * out_w + column)
+    return w.text()
+
+
+def _combined(w: Writer, kind: str, a: Value, b: Value) -> Value:
+    if kind == "sum":
+        return a + b
+    larger = w.code.select(a > b, a, b)  # one instruction on x86; b if either is NaN
+    return w.code.select(a.is_nan(), a, larger)
+
+
+def _columns(w: Writer, pool: Pool, row: Value) -> list[Value]:
+    """What the taps of one kernel row see, for a vector of windows from ``row`` on."""
+    step, dilation, taps = pool.stride[1], pool.dilation[1], pool.kernel[1]
+    if w.lanes == 1 or step == 1:
+        return [w.vector(row, tap * dilation) for tap in range(taps)]
+    loads: dict[tuple[int, int], Value] = {}
+    values = []
+    for tap in range(taps):
+        start, count, skip = tap * dilation, w.lanes * step, 0
+        if start + step - 1 > (taps - 1) * dilation:  # a whole load would leave the windows
+            skip = step - 1 if start >= step - 1 else 0  # begin earlier,
+            count -= 0 if skip else step - 1  # or take fewer elements
+        key = (start - skip, count)
+        if key not in loads:
+            loads[key] = w.vector(row, *key)
+        chosen = [skip + lane * step for lane in range(w.lanes)]
+        values.append(w.shuffle(loads[key], loads[key], chosen))
+    return values
+
+
+def scatter_text(compiler: Machine, pool: Pool) -> str:
+    """``kernel(g, x, out, gx, first plane, last plane)``."""
+    vectors = pool.tiles and pool.stride[1] == 2
+    lanes = _lanes(compiler, pool) if vectors else 1
+    w = Writer(compiler, pool.element, lanes, "g x out gx", "first last")
+    (g, x, out, gx), (first, last) = w.data, w.integers
+    (height, width), (out_h, out_w) = pool.image, pool.out
+    with w.code.loop(first, last) as n:
+        if not (vectors and pool.covers):
+            with w.repeat(height * width) as i:
+                zero = Value(w.code, "0.0", pool.element)
+                w.store(zero, gx, n * (height * width) + i)
+        with w.repeat(out_h) as row, w.starts(out_w, lanes) as column:
+            window = (n * out_h + row) * out_w + column
+            corner = (n * height + row * pool.stride[0]) * width + column * pool.stride[1]
+            scatter = _scatter_rows if vectors and lanes > 1 else _scatter_window
+            scatter(
+                w, pool, w.vector(g, window), w.vector(out, window), w.at(x, corner),
+                w.at(gx, corner),
+            )  # fmt: skip
+    return w.text()
+
+
+def _scatter_rows(w: Writer, pool: Pool, g: Value, out: Value, x: Value, gx: Value) -> None:
+    """Windows that lie next to each other, two columns wide: every element belongs to one."""
+    free = None  # whether no earlier tap was the maximum
+    for i in range(pool.kernel[0]):
+        at = i * pool.image[1]
+        parts = []
+        for value in _columns(w, pool, w.at(x, at)):
+            hit = value.equals(out)
+            first = hit if free is None else hit & free
+            free = (hit ^ 1) if free is None else free & (hit ^ 1)
+            parts.append(w.code.select(first, g, 0.0))
+        order = [k * w.lanes + lane for lane in range(w.lanes) for k in range(2)]
+        w.store(w.shuffle(*parts, order), gx, at)
+
+
+def _scatter_window(w: Writer, pool: Pool, g: Value, out: Value, x: Value, gx: Value) -> None:
+    """One window; others may overlap it."""
+    place, found = w.code.integer(0), Value(w.code, "0.0", pool.element)
+    for i in reversed(range(pool.kernel[0])):
+        for j in reversed(range(pool.kernel[1])):
+            at = i * pool.dilation[0] * pool.image[1] + j * pool.dilation[1]
+            hit = w.vector(x, at).equals(out)
+            place = w.code.select(hit, w.code.integer(at), place)
+            found = w.code.select(hit, g, found)
+    w.store(w.vector(gx, place) + found, gx, place)
