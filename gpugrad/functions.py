@@ -270,7 +270,12 @@ def to(
         elif isinstance(a, bool):
             continue  # torch's positional non_blocking
         else:
-            dtype = np.dtype(a)
+            try:
+                dtype = np.dtype(a)
+            except TypeError as error:
+                raise (RuntimeError if isinstance(a, str) else TypeError)(
+                    f"to() takes a device, a dtype or a tensor, got {a!r}"
+                ) from error
     target = input.device if device is None else as_device(device)
     result = input
     if dtype is not None and input.dtype != np.dtype(dtype):
@@ -604,9 +609,9 @@ def repeat(self, *sizes) -> Tensor:
     return reshape(x, *[r * s for r, s in zip(sizes, old, strict=True)])
 
 
-def tile(input, dims) -> Tensor:
+def tile(input, *args, dims=None) -> Tensor:
     """NumPy's name for ``repeat``; missing dimensions count as 1."""
-    dims = tuple(dims)
+    dims = _sizes(args if dims is None else (dims,))
     return repeat(input, *((1,) * builtins.max(0, input.ndim - len(dims)) + dims))
 
 
@@ -1338,10 +1343,18 @@ def _normalise_index(index, x) -> tuple[tuple, list]:
             pattern.append(_plain_slice(part) if isinstance(part, slice) else part)
         elif isinstance(part, _INT) and not isinstance(part, (bool, np.bool_)):
             pattern.append(int(part))
+        elif _is_number(part):
+            pattern.append(int(part.array))
         else:
             pattern.append(index_ops.HOLE)
             indices.append(_index_array(part, x))
     return tuple(pattern), indices
+
+
+def _is_number(part) -> bool:
+    """Whether an index is a zero-dimensional integer tensor in the memory of the CPU."""
+    array = getattr(part, "array", None)
+    return isinstance(array, np.ndarray) and not array.ndim and array.dtype.kind in "iu"
 
 
 def _plain_slice(s: slice) -> slice:
@@ -1375,15 +1388,42 @@ def _getitem(self, index) -> Tensor:
     try:
         if not indices:
             return shape.getslice(self, index=pattern)
+        if builtins.any(part.__class__ is int for part in pattern):
+            first, pattern = _numbers_first(pattern, indices)
+            self = shape.getslice(self, index=first)
         return index_ops.take(self, *indices, pattern=pattern)
     except IndexError as error:
         raise IndexError(f"{error} (tensor of shape {tuple(self.shape)})") from None
+
+
+def _numbers_first(pattern, indices) -> tuple[tuple, tuple]:
+    """An index with numbers and arrays as two: the numbers, then the arrays, as torch does it.
+
+    NumPy counts a number as an index array: ``x[0, :, i]`` would have the axis of ``i`` first.
+    """
+    first: list = []
+    rest: list = []
+    arrays = iter(indices)
+    for part in pattern:
+        if part.__class__ is int:
+            first.append(part)
+            continue
+        rest.append(part)
+        if part == index_ops.HOLE:
+            array = next(arrays)
+            first += [slice(None)] * (array.ndim if array.dtype.kind == "b" else 1)
+        elif part is not None:
+            first.append(part if part is Ellipsis else slice(None))
+    return tuple(first), tuple(rest)
 
 
 def _setitem(self, index, value) -> None:
     """``x[index] = value``, in place and differentiable in both."""
     pattern, indices = _normalise_index(index, self)
     check_writable(self)
+    if indices and builtins.any(part.__class__ is int for part in pattern):
+        first, pattern = _numbers_first(pattern, indices)
+        self = shape.getslice(self, index=first)
     if not isinstance(value, Tensor):
         value = creation.as_tensor(value) if not backend_arrays.is_array(value) else wrap(value)
     if value.dtype != self.dtype:
@@ -1756,8 +1796,10 @@ def _bitwise(logical, name):
     def operator(self, other):
         a = self.array
         b = other.array if isinstance(other, Tensor) else other
-        if a.dtype.kind == "b" and (
-            isinstance(b, bool) or getattr(b, "dtype", None) == dtypes.bool_
+        if (
+            logical is not None
+            and a.dtype.kind == "b"
+            and (isinstance(b, bool) or getattr(b, "dtype", None) == dtypes.bool_)
         ):
             return logical(self, other)
         if a.dtype.kind not in "biu":
@@ -1796,6 +1838,8 @@ _install(
         "__iadd__": _add_in_place, "__isub__": _sub_in_place, "__imul__": _mul_in_place,
         "__itruediv__": _div_in_place,
         "__ipow__": _in_place_of(pow), "__getitem__": _getitem, "__setitem__": _setitem,
+        "__lshift__": _bitwise(None, "left_shift"), "__rshift__": _bitwise(None, "right_shift"),
+        "__rxor__": _bitwise(logical_xor, "bitwise_xor"),
         "__rand__": _bitwise(logical_and, "bitwise_and"), "__ror__": _bitwise(logical_or,
         "bitwise_or"),
     }

@@ -237,6 +237,8 @@ class Tensor:
     def data(self, value: Tensor) -> None:
         self.array = value.array
         self._version = None
+        if self._node is not None and self.is_leaf:
+            self._node.shape = value.array.shape
 
     @property
     def version(self) -> int:
@@ -265,13 +267,21 @@ class Tensor:
         return bool(self.item())
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._number())
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._number())
 
     def __complex__(self) -> complex:
-        return complex(self.item())
+        return complex(self._number())
+
+    def _number(self):
+        if self.array.size != 1:
+            raise ValueError(
+                f"only one element tensors can be converted to Python scalars (shape "
+                f"{tuple(self.shape)})"
+            )
+        return self.array.item()
 
     def __index__(self) -> int:
         if self.array.dtype.kind not in "iub":
@@ -327,6 +337,8 @@ class Tensor:
     def __array__(self, dtype=None, copy=None):
         array = self.numpy()
         if dtype is not None and dtype != array.dtype:
+            if copy is False:
+                raise ValueError(f"an array of {array.dtype} is no array of {dtype} without a copy")
             return array.astype(dtype)
         return array.copy() if copy else array
 
@@ -452,7 +464,10 @@ def _format(t: Tensor) -> str:
     array = backend_arrays.to_numpy(t.array)
     body = np.array2string(array, separator=", ", prefix="tensor(", threshold=1000, precision=4)
     parts = [body]
-    if t.dtype not in (_default_dtype(), int64, bool_) or not array.size:
+    if not array.size and array.ndim != 1:
+        parts.append(f"size={array.shape}")
+    # what the digits do not tell
+    if t.dtype != _default_dtype() and (not array.size or t.dtype not in (int64, bool_)):
         parts.append(f"dtype={t.dtype}")
     if t.is_cuda:
         parts.append(f"device='{t.device}'")
