@@ -131,6 +131,9 @@ def linear(input, weight, bias=None) -> Tensor:
     x, w = input.array, weight.array
     if x.ndim and w.ndim == 2 and x.dtype is w.dtype and x.shape[-1] == w.shape[1]:
         functions._check_devices("linear", input, weight)
+        if bias is not None and bias.array.shape == w.shape[:1] and bias.array.dtype is x.dtype:
+            functions._check_devices("linear", input, bias)
+            return linalg.affine(input, weight, bias)
         out = linalg.linear(input, weight)
     else:
         out = functions.matmul(input, weight.T)  # a vector as weight, or an error

@@ -553,17 +553,22 @@ class Opaque(Op):
     def __init__(self, name, eval, vjps, reads, samples):
         super().__init__(name, eval, samples)
         self.vjps = vjps
-        self._reads_output = "out" in reads
-        self._reads = reads
+        each = reads if reads and isinstance(reads[0], tuple) else [reads] * len(vjps)
+        self._reads = [frozenset(r) for r in each]
 
     def differentiable(self, position):
         return position < len(self.vjps) and self.vjps[position] is not None
 
     def reads(self, position, needs):
-        return position >= len(self.vjps) or self.vjps[position] is None or position in self._reads
+        if position >= len(self.vjps) or self.vjps[position] is None:
+            return True
+        return self._look_at(position, needs)
 
     def reads_output(self, needs):
-        return self._reads_output
+        return self._look_at("out", needs)
+
+    def _look_at(self, what, needs) -> bool:
+        return any(need and what in reads for need, reads in zip(needs, self._reads))
 
     def vjp(self, g, out, args, params, needs):
         return [
@@ -576,9 +581,9 @@ def opaque(
 ) -> Opaque:
     """State an operation by its vjps, ``vjp(g, out, *args, **params)`` per differentiable argument.
 
-    ``reads`` lists what the vjps look at: argument positions and ``"out"``. Anything else reaches
-    them as ``Meta``, so
-    a value that was forgotten is an error and never a stale number.
+    ``reads`` lists what the vjps look at: argument positions and ``"out"``; or one such tuple per
+    vjp. Anything else reaches them as ``Meta``, so that a value that was forgotten is an error and
+    never a stale number.
     """
     return Opaque(name, eval, vjps, reads, samples)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from ..backend.arrays import array_module, backend_of
-from .core import bilinear
+from .core import bilinear, opaque
 from .shape import broadcast_to, permute, reshape, sum_to
 
 
@@ -113,6 +113,28 @@ linear = bilinear(
         ((r(3), r(4, 3)), {}),
         ((r(5, 2, 3), r(4, 3)), {}),
         ((r(2, 0, 3), r(4, 3)), {}),
+    ],
+)
+
+
+def _affine(x, w, b):
+    out = _linear(x, w)
+    out += b
+    return out
+
+
+# x @ w.T + b: the bias is added in the memory of the product, and one record does for both
+affine = opaque(
+    "affine",
+    _affine,
+    lambda g, y, x, w, b: linear(g, permute(w, axes=(1, 0))),
+    lambda g, y, x, w, b: _linear_transpose_w(g, x, w),
+    lambda g, y, x, w, b: sum_to(g, shape=b.shape),
+    reads=((1,), (0,), ()),
+    samples=lambda r: [
+        ((r(2, 3), r(4, 3), r(4)), {}),
+        ((r(3), r(4, 3), r(4)), {}),
+        ((r(5, 2, 3), r(4, 3), r(4)), {}),
     ],
 )
 
