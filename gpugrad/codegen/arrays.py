@@ -39,7 +39,8 @@ class Program:
         self.outputs, self.inputs = list(outputs), list(inputs)
         self.full = frozenset(full)
         # no output is an input or a constant as it is
-        self.computed = not any(e.op in ("input", "const") for e in self.outputs)
+        kinds = {e.op for e in self.outputs}
+        self.computed = bool(kinds) and kinds.isdisjoint(("input", "const"))
         order = topological(self.outputs)
         self.used = {e.args[0] for e in order if e.op == "input"}
         self.steps = [e.op for e in order if e.op not in ("input", "const")]

@@ -277,17 +277,18 @@ def run(program: Program, args: Sequence) -> list[np.ndarray] | None:
 
     Arrays are float32 or float64, all the same, beside masks; numbers are weakly typed.
     """
-    if machine() is None:
-        return None
     signature = tuple(
         [(a.shape, a.strides, a.dtype) if a.__class__ is np.ndarray else a.__class__ for a in args]
     )
     plan = program.plans.get(signature, _plan)
     if plan is _plan:
+        gains = _gains(program, args)
+        if gains and machine() is None:  # asked for last: the first time, it takes 50 ms
+            return None
         if len(program.plans) >= _PLANS:
             program.plans.clear()
-        plan = program.plans[signature] = _plan(program, args)
-    return None if plan is None or _raises() else plan(args)
+        plan = program.plans[signature] = _plan(program, args) if gains else None
+    return None if plan is None or machine() is None or _raises() else plan(args)
 
 
 class _Plan:
@@ -341,7 +342,7 @@ class _Operands(NamedTuple):
 def _plan(program: Program, args: Sequence) -> _Plan | None:
     """How to run a program on arguments like these; None if NumPy must."""
     operands = _operands(program, args)
-    if operands is None or not _gains(program, operands.arrays):
+    if operands is None:
         return None
     loops = _loops(operands.shape, operands.arrays)
     if loops is None:
@@ -362,14 +363,14 @@ def _plan(program: Program, args: Sequence) -> _Plan | None:
     return _Plan(kernel, operands, _table(sizes, strides), dtypes, depth)
 
 
-def _gains(program: Program, arrays: list[np.ndarray]) -> bool:
+def _gains(program: Program, args: Sequence) -> bool:
     """Whether a kernel can be made and be faster: not for copies, constants, and one simple
     function of arrays of one shape."""
     if not program.computed:
         return False
     if len(program.steps) > 1 or program.steps[0] not in _AS_FAST_IN_NUMPY:
         return True
-    return any(a.shape != arrays[0].shape for a in arrays)
+    return len({a.shape for a in args if a.__class__ is np.ndarray}) > 1
 
 
 def _table(sizes: list[int], strides: list[list[int]]) -> array:
