@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -34,17 +35,20 @@ def draw_curves(
         # user's backend.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             'drawing curves needs matplotlib: pip install "gpugrad[train]"', name="matplotlib"
         ) from error
-    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)  # inches; 0.04 touches the border
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout=layout)
     FigureCanvasAgg(figure)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     epochs = [result.epoch for result in history]
     _draw(loss_axes, epochs, [r.train_loss for r in history], [r.test_loss for r in history])
-    _scale_logarithmically(loss_axes)
-    _label(loss_axes, "Loss", "cross entropy (log scale)")
+    losses = [v for r in history for v in (r.train_loss, r.test_loss) if v is not None]
+    logarithmic = _scale_logarithmically(loss_axes, losses)
+    _label(loss_axes, "Loss", "cross entropy (log scale)" if logarithmic else "cross entropy")
     _draw(
         accuracy_axes,
         epochs,
@@ -53,6 +57,15 @@ def draw_curves(
     )
     _label(accuracy_axes, "Accuracy", "correct, %")
     _mark_best(accuracy_axes, history)
+    # one legend for both, where no curve can run through it
+    figure.legend(
+        *accuracy_axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        labelcolor=_TEXT,
+    )
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", color=_TEXT)
     figure.savefig(os.fspath(path))
@@ -60,6 +73,8 @@ def draw_curves(
 
 def _draw(axes: Any, epochs: list[int], train: list[float], test: list[float | None]) -> None:
     marker = "o" if len(epochs) <= 30 else ""
+    margin = min(0.03 * (epochs[-1] - epochs[0]), 0.9) or 0.5  # no tick at an epoch 0
+    axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
     axes.plot(
         epochs,
         train,
@@ -80,17 +95,30 @@ def _draw(axes: Any, epochs: list[int], train: list[float], test: list[float | N
             linewidth=2,
             label="test, after the epoch",
         )
-    axes.legend(frameon=False, fontsize=9, labelcolor=_TEXT)
 
 
-def _scale_logarithmically(axes: Any) -> None:
-    """A logarithmic axis with ticks at 0.1, 0.2, 0.5, 1, ... written as plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+def _scale_logarithmically(axes: Any, values: Sequence[float]) -> bool:
+    """A logarithmic axis from a tick to a tick: 0.1, 0.2, 0.5, 1, ... written as plain numbers.
 
+    Returns False, and changes nothing, if there is no value that a logarithm could show.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    shown = [v for v in values if math.isfinite(v) and v > 0]
+    if not shown:
+        return False
+    low, high = min(shown), max(shown)
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    subs = (1, 2, 5) if len(decades) <= 7 else (1,)
+    ticks = [sub * 10.0**decade for decade in decades for sub in subs]
+    first = max((t for t in ticks if t <= low), default=ticks[0])
+    last = min((t for t in ticks if t >= high and t > first), default=ticks[-1])
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.set_ylim(first / 1.06, last * 1.06)  # room for a marker on the line
+    axes.yaxis.set_major_locator(FixedLocator([t for t in ticks if first <= t <= last]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
+    return True
 
 
 def _label(axes: Any, name: str, unit: str) -> None:
@@ -113,6 +141,8 @@ def _mark_best(axes: Any, history: Sequence[EpochResult]) -> None:
     tested = [(r.test_accuracy, r.epoch) for r in history if r.test_accuracy is not None]
     if tested:
         accuracy, epoch = max(tested)
-        last = tested[-1][0]
-        text = f"test {100 * last:.2f} % at the end, best {100 * accuracy:.2f} % (epoch {epoch})"
+        last, end = tested[-1]
+        text = f"test {100 * last:.2f} % after epoch {end}"
+        if accuracy > last:
+            text = f"test {100 * last:.2f} %, best {100 * accuracy:.2f} % (epoch {epoch})"
         axes.set_title(text, fontsize=9, color=_TEST, loc="right")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,14 @@ def test_a_picture_with_both_curves_is_written(tmp_path, options):
     blue = (picture[..., 2] > 0.7) & (picture[..., 0] < 0.3)
     for half in (blue[:, :750], blue[:, 750:]):
         assert bool(half.any()) == options.get("tested", True)
+
+
+@pytest.mark.parametrize("loss", [0.0, float("nan"), float("inf"), 1e-12, 1e12])
+def test_losses_a_logarithm_cannot_show_do_not_spoil_the_picture(tmp_path, loss):
+    pytest.importorskip("matplotlib", reason="pip install gpugrad[train]")
+    results = [replace(r, train_loss=loss if r.epoch == 2 else 1.0) for r in history()]
+    draw_curves(results, tmp_path / "some.png")  # a warning would be an error
+    draw_curves([replace(r, train_loss=loss, test_loss=loss) for r in results], tmp_path / "a.png")
 
 
 def test_nothing_to_draw(tmp_path):
