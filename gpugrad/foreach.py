@@ -62,14 +62,17 @@ class Update:
         self.outputs = largest
         self.numbers = [*self.scalars, *[v.args[0] for v in kept.values()]]
         self._computed = Program(list(kept), self.scalars, ()) if kept else None
+        self._compute = None
 
     def _values(self, scalars: dict) -> list[float]:
         """The numbers the loop needs, in float64."""
         values = [v if v.__class__ is float else _number(v) for v in map(scalars.get, self.scalars)]
         if self._computed is None:
             return values
+        if self._compute is None:
+            self._compute = self._computed.direct(functions_of_numbers(), reuse=False)
         try:
-            results = self._computed.direct(functions_of_numbers(), reuse=False)(*values)
+            results = self._compute(*values)
         except ArithmeticError:  # e.g. 1 / 0: NumPy says infinity, and warns
             functions = functions_for(array_module(1.0))
             results = self._computed.direct(functions, reuse=False)(*values)
@@ -83,6 +86,7 @@ class Update:
             raise TypeError(
                 f"{self.__name__}() takes the numbers {self.scalars}, got {sorted(scalars)}"
             )
+        lists = [list(tensors) for tensors in lists]  # generators too
         count = len(lists[0])
         if any(len(tensors) != count for tensors in lists):
             raise ValueError(

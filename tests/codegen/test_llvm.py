@@ -402,6 +402,15 @@ def test_numbers_are_computed_in_float64(native, monkeypatch):
     np.testing.assert_array_equal(p.array, np.float32(1 - 0.999))
 
 
+def test_update_of_generators_and_of_nothing():
+    p, m, g = tensors("float32", [(3,), (2, 2)], 10)
+    wanted = [t.array.copy() for t in p]
+    descend((t for t in p), iter(m), tuple(g), lr=0.0, beta=0.5)
+    for found, w in zip(p, wanted, strict=True):
+        np.testing.assert_array_equal(found.array, w)
+    descend([], [], [], lr=0.1, beta=0.5)
+
+
 def test_update_notes_one_write_for_all():
     p, m, g = tensors("float32", [(2,), (3,)], 9)
     x = (p[0].requires_grad_() * 2.0).exp()
