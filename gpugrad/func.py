@@ -2,17 +2,17 @@
 ``jacfwd``, ``hessian``.
 
 Arguments and results are tensors or nested tuples, lists and dicts of them. The transformations
-compose with each other
-in any order and with the tape.
+compose with each other in any order and with the tape.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import tree
-from .autograd.engine import Leaf, _count_users
+from .autograd.engine import ElementwiseNode, Leaf, Node, OpNode, _count_users
 from .autograd.engine import grad as tape_grad
 from .config import grad_mode, modes
 from .creation import as_tensor
@@ -74,7 +74,43 @@ def _interpret(op: Op, args, params):
     result = _dual(out, t, level)
     if modes.local.grad:
         record(op, args, params, result)
+        _keep_tangent(result)
     return result
+
+
+# A derivative that reads its output (exp, tanh, sqrt ...) must read it with its tangent, or second
+# derivatives lack a term. A record saves the output as an array, so these carry the rest beside it.
+_outputs: weakref.WeakKeyDictionary[Node, tuple] = weakref.WeakKeyDictionary()
+
+
+class _WithDualOutput:
+    __slots__ = ()
+
+    def saved_tensors(self):
+        saved, out = super().saved_tensors()  # type: ignore[misc]
+        if out is not None:
+            dual = _dual(*_outputs[self])  # type: ignore[index]
+            dual._node, dual._version = self, out._version
+            out = dual
+        return saved, out
+
+
+class _DualElementwiseNode(_WithDualOutput, ElementwiseNode):
+    __slots__ = ()
+
+
+class _DualOpNode(_WithDualOutput, OpNode):
+    __slots__ = ()
+
+
+_DUAL_NODES = {ElementwiseNode: _DualElementwiseNode, OpNode: _DualOpNode}
+
+
+def _keep_tangent(result: Dual) -> None:
+    node = result._node
+    if node is not None and node.out is not None:
+        _outputs[node] = result.primal, result.tangent, result.level
+        node.__class__ = _DUAL_NODES[node.__class__]
 
 
 register_interpreter(Dual, 2, _interpret)
@@ -134,6 +170,7 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, has_aux: bool = Fals
         o.tangent if isinstance(o, Dual) and o.level == level else wrap(zeros_like(o))
         for o in outputs
     ]
+    aux = tree.tree_map(lambda a: a.primal if isinstance(a, Dual) and a.level == level else a, aux)
     pair = rebuild(values), rebuild(derivatives)
     return (*pair, aux) if has_aux else pair
 
@@ -171,6 +208,14 @@ def _tracked_outside(outputs, variables) -> bool:
     return any(
         isinstance(n, Leaf) and n not in inner
         for n in _count_users([o._node for o in outputs if o._node])
+    )
+
+
+def _outside(value, variables):
+    """What leaves a transformation: without its tape, unless it depends on an outer one too."""
+    return tree.tree_map(
+        lambda v: v if isinstance(v, Tensor) and _tracked_outside([v], variables) else _unwatch(v),
+        value,
     )
 
 
@@ -229,6 +274,7 @@ def value_and_grad(func: Callable, argnums: int | tuple = 0, *, has_aux: bool = 
         gradients = unflatten(_gradients([value], variables, [seed]))
         gradient = gradients[0] if isinstance(argnums, int) else tuple(gradients)
         value = value if tracked else _unwatch(value)
+        aux = _outside(aux, variables)
         return ((value, aux), gradient) if has_aux else (value, gradient)
 
     return transformed
@@ -256,7 +302,7 @@ def vjp(func: Callable, *primals, has_aux: bool = False):
     result, variables, unflatten = _run(func, primals, tuple(range(len(primals))))
     result, aux = result if has_aux else (result, None)
     outputs, rebuild = tree.flatten(result)
-    values = rebuild([_unwatch(o) if not _tracked_outside([o], variables) else o for o in outputs])
+    values, aux = rebuild([_outside(o, variables) for o in outputs]), _outside(aux, variables)
 
     def vjp_fn(*cotangents):
         flat, _ = tree.flatten(

@@ -644,8 +644,10 @@ def batch_norm(
     variance = functions.mean(functions.square(centred), dims, True)
     if training and running_mean is not None:
         with no_grad():
-            unbiased = functions.reshape(variance, -1) * (n / (n - 1))
-            running_mean.mul_(1 - momentum).add_(functions.reshape(mean, -1), alpha=momentum)
+            unbiased = functions.reshape(variance.detach(), -1) * (n / (n - 1))
+            running_mean.mul_(1 - momentum).add_(
+                functions.reshape(mean.detach(), -1), alpha=momentum
+            )
             running_var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
     return _scale_channels(centred * functions.rsqrt(variance + eps), weight, bias)
 

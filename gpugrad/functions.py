@@ -26,8 +26,8 @@ from .eager import (
     elementwise,
     recording,
     unary,
-    write,
 )
+from .eager import write as _write
 from .ops import elementwise as e
 from .ops import index as index_ops
 from .ops import linalg, reduce, shape
@@ -1419,6 +1419,8 @@ def _numbers_first(pattern, indices) -> tuple[tuple, tuple]:
 
 def _setitem(self, index, value) -> None:
     """``x[index] = value``, in place and differentiable in both."""
+    if modes.special:
+        _check_forward_mode(self, value)
     pattern, indices = _normalise_index(index, self)
     check_writable(self)
     if indices and builtins.any(part.__class__ is int for part in pattern):
@@ -1605,6 +1607,22 @@ def nonzero(input, *, as_tuple: bool = False):
 # in-place
 
 
+def _check_forward_mode(x, value) -> None:
+    """Refuse to lose a tangent: it belongs to the value, and the memory written has none."""
+    if modes.local.forward and (hasattr(x, "tangent") or hasattr(value, "tangent")):
+        raise RuntimeError(
+            "in-place writes are not supported in forward mode (jvp, jacfwd, hessian, hvp): the "
+            "tangent would be lost. Write it with where, cat or scatter, or use jacrev"
+        )
+
+
+def write(x: Tensor, value: Tensor) -> Tensor:
+    """Make ``value`` the new content of ``x``."""
+    if modes.special:
+        _check_forward_mode(x, value)
+    return _write(x, value)
+
+
 def _fast_in_place(op):
     """``x.op_(other)``: without recording one array call into x's memory, else the operation and a
     recorded write."""
@@ -1615,6 +1633,8 @@ def _fast_in_place(op):
     numpy_function = getattr(np, array_name)
 
     def in_place(self, other):
+        if modes.special:
+            _check_forward_mode(self, other)
         x, recorded = self.array, not modes.unusual or modes.local.grad
         if not recorded or (self._node is None and self._view is None):
             if isinstance(other, Tensor):
@@ -1684,6 +1704,8 @@ def fill_(self, value) -> Tensor:
     """Overwrite with one number."""
     if isinstance(value, Tensor):
         return write(self, value)
+    if modes.special:
+        _check_forward_mode(self, value)
     if recording() and (self._node is not None or self._view is not None):
         return write(self, creation.full_like(self, value))
     self.array.fill(value)
@@ -1745,8 +1767,8 @@ def backward(
     from.
 
     ``gradient`` is its cotangent (needed unless it has one element). Raises RuntimeError if nothing
-    was recorded, if the
-    graph was already freed (``retain_graph``), or if a saved value was changed in place.
+    was recorded, if the graph was already freed (``retain_graph``), or if a saved value was changed
+    in place.
     """
     _backward(self, gradient, retain_graph, create_graph, inputs)
 
