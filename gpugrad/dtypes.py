@@ -93,8 +93,8 @@ def result_type_of(operands) -> np.dtype:
     """torch's ``result_type`` over ``(dtype, priority)`` pairs.
 
     Priority 2 is a tensor with dimensions, 1 a zero-dimensional tensor, 0 a Python number. An
-    operand of lower
-    priority changes the result only if its category (bool < integer < float < complex) is higher.
+    operand of lower priority changes the result only if its category (bool < integer < float <
+    complex) is higher.
     """
     by_priority: list = [None, None, None]
     for d, priority in operands:

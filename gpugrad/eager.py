@@ -2,11 +2,9 @@
 may be asked for.
 
 ``interpret`` and ``elementwise`` are the general way, complete for every operation, dtype and
-device. ``unary`` and
-``binary`` make the short path of one operation: float32 or float64 NumPy arrays of equal dtype, no
-unusual mode. A short
-path does the same as the general way with the questions answered beforehand; anything else it hands
-on.
+device. ``unary`` and ``binary`` make the short path of one operation: float32 or float64 NumPy
+arrays of equal dtype, no unusual mode. A short path does the same as the general way with the
+questions answered beforehand; anything else it hands on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Exceptions of gpugrad that neither Python nor torch has a class for, and helpers for messages.
 
 Where torch raises a built-in class (``RuntimeError``, ``TypeError``, ``IndexError``,
-``ValueError``), gpugrad
-raises the same class, so that handlers written for torch keep working.
+``ValueError``), gpugrad raises the same class, so that handlers written for torch keep working.
 """
 
 from __future__ import annotations

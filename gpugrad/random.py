@@ -1,8 +1,8 @@
 """Random numbers from a counter: Philox4x32-10, the same bits on every device.
 
 A generator is a key (the seed) and a position. Number ``i`` of the stream depends on these alone,
-so a state is two
-integers, resuming is exact, and a GPU can compute any part of the stream by itself.
+so a state is two integers, resuming is exact, and a GPU can compute any part of the stream by
+itself.
 
 Source: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; constants of
 Random123's philox4x32.
@@ -24,8 +24,7 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _MASK = 0xFFFFFFFF
 # Blocks of four numbers computed ahead, so that small requests do not pay 100 array calls each:
-# doubled from the first
-# to the second bound as a generator is used.
+# doubled from the first to the second bound as a generator is used.
 _AHEAD_FIRST, _AHEAD_LAST = 64, 4096
 
 

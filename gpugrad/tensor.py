@@ -1,8 +1,7 @@
 """The tensor: an array, where it came from, and a version.
 
 The class holds state and what Python itself asks of an object. Operations become methods in
-``functions.py``, from the
-same functions that are exported at the top level.
+``functions.py``, from the same functions that are exported at the top level.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 recording.
 
 A record (``Node``) belongs to the tensor it made. It refers to the records of its arguments
-(``edges``), to the values
-its derivative reads (``saved``), and to nothing else: memory that no derivative needs is freed as
-soon as the program
-drops it. Backward visits records when all their users have been visited, without recursion.
+(``edges``), to the values its derivative reads (``saved``), and to nothing else: memory that no
+derivative needs is freed as soon as the program drops it. Backward visits records when all their
+users have been visited, without recursion.
 """
 
 from __future__ import annotations

@@ -132,10 +132,8 @@ class Function:
     """Base class of operations with their own gradient.
 
     Subclasses define static methods ``forward(ctx, *args)`` and ``backward(ctx, *grad_outputs)``;
-    ``backward`` returns one
-    gradient per argument of ``forward`` (None where there is none). Calls go through ``apply``. A
-    ``backward`` written in
-    tensor operations is differentiable again.
+    ``backward`` returns one gradient per argument of ``forward`` (None where there is none). Calls
+    go through ``apply``. A ``backward`` written in tensor operations is differentiable again.
 
     >>> import gpugrad as gg
     >>> class Cube(gg.autograd.Function):

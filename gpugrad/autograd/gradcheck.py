@@ -47,8 +47,7 @@ def gradcheck(
     cotangents.
 
     Inputs that require gradients should be float64 and contiguous. Raises GradcheckError with the
-    input and the largest
-    difference (or returns False).
+    input and the largest difference (or returns False).
 
     >>> import gpugrad as gg
     >>> x = gg.tensor([0.3, 0.7], dtype=gg.float64, requires_grad=True)

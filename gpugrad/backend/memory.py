@@ -1,12 +1,10 @@
 """Recycled buffers for large CPU arrays.
 
 A fresh allocation of some megabytes costs more than the arithmetic that fills it, because the
-operating system
-hands out pages one fault at a time (measured: ``a + b`` on 10 M float32 takes 5.4 ms into fresh
-memory and 3.2 ms
-into used memory). The pool keeps a reference to every buffer it ever handed out and hands it out
-again once nobody
-else refers to it; the reference count that Python keeps anyway is the whole bookkeeping.
+operating system hands out pages one fault at a time (measured: ``a + b`` on 10 M float32 takes 5.4
+ms into fresh memory and 3.2 ms into used memory). The pool keeps a reference to every buffer it
+ever handed out and hands it out again once nobody else refers to it; the reference count that
+Python keeps anyway is the whole bookkeeping.
 """
 
 from __future__ import annotations
@@ -133,8 +131,7 @@ def exclusive(array) -> bool:
     overwritten.
 
     A false "no" costs a copy. There is no false "yes": every reference from Python is counted, and
-    memory that does
-    not belong to an ndarray (a buffer of another library) is never exclusive.
+    memory that does not belong to an ndarray (a buffer of another library) is never exclusive.
     """
     if not _exact_refcounts or _own_count(array) > _OWN or not array.flags.writeable:
         return False

@@ -215,10 +215,8 @@ def launch(block, arguments, outputs, scratch_dtypes) -> None:
     cache-sized pieces.
 
     Arguments that are not arrays with dimensions (Python numbers, None, zero-dimensional arrays)
-    are passed whole.
-    ``outputs`` may be among the arguments (an update in place). Temporaries live in a scratch of
-    one block, so that a
-    chain of ten operations reads and writes main memory once.
+    are passed whole. ``outputs`` may be among the arguments (an update in place). Temporaries live
+    in a scratch of one block, so that a chain of ten operations reads and writes main memory once.
     """
     flat = [a.reshape(-1) if a.__class__ is ndarray and a.ndim else a for a in arguments]
     sliced = [a.__class__ is ndarray and a.ndim == 1 for a in flat]

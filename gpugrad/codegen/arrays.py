@@ -1,14 +1,12 @@
 """Array programs: expressions rendered to straight-line NumPy code with planned temporaries.
 
 The same expressions render to CUDA and LLVM elsewhere; this is the form every machine with NumPy
-can run. Two shapes
-of code are made from one expression:
+can run. Two shapes of code are made from one expression:
 
 ``direct``  ``f(inputs...) -> outputs``: fresh results, dead temporaries reused through ``out=``.
-For small arrays.
+            For small arrays.
 ``block``   ``f(inputs..., outputs..., scratch...)``: everything is given, nothing is allocated. For
-large arrays, where
-            the backend calls it on pieces that fit in the cache.
+            large arrays, where the backend calls it on pieces that fit in the cache.
 """
 
 from __future__ import annotations

@@ -2,11 +2,9 @@
 everywhere.
 
 An expression is a hash-consed graph: building the same thing twice gives the same object, so common
-subexpressions
-are shared by construction. ``build`` applies only identities that are exact in floating point, with
-one exception:
-a product with the constant 0 is 0, as in every autodiff system, also where the other factor is
-infinite.
+subexpressions are shared by construction. ``build`` applies only identities that are exact in
+floating point, with one exception: a product with the constant 0 is 0, as in every autodiff system,
+also where the other factor is infinite.
 
 The scalar primitives are declared by the rows of ``gpugrad.ops`` through ``declare``; this module
 holds no formula.

@@ -1,10 +1,9 @@
 """Convolution as matrix products of large blocks, for any array module.
 
 An output row is cut into tiles of ``T`` columns. All inputs a tile sees, ``(T-1)*stride +
-(k-1)*dilation + 1`` columns
-of ``k`` rows of every channel, are gathered into one row of a matrix, and the weights are spread
-into a banded matrix
-that produces the ``T`` outputs of every channel at once:
+(k-1)*dilation + 1`` columns of ``k`` rows of every channel, are gathered into one row of a matrix,
+and the weights are spread into a banded matrix that produces the ``T`` outputs of every channel at
+once:
 
     Y[(n, i, t), (o, j)] = sum over (c, ki, u) of  A[(n, i, t), (c, ki, u)] * B[(c, ki, u), (o, j)]
     A[(n, i, t), (c, ki, u)] = x[n, c, i*stride + ki*dilation, t*T*stride + u]

@@ -1,26 +1,21 @@
 """Operations by kind. A row states one fact; reverse mode, forward mode and double backward follow
 from it.
 
-=============  ==========================================
-==================================================
-kind           the one fact                                derived
-=============  ==========================================
-==================================================
-elementwise    scalar expression or partial derivatives    vjp = jvp = multiply by the partial; what
-to save
-linear         its transpose                               jvp is the operation itself
-bilinear       one transpose per argument                  jvp is a sum of the operation itself
-opaque         its vjp                                     jvp is the transpose of the vjp
-composite      a Python function of other operations       everything, by running it
-=============  ==========================================
-==================================================
+===========  =======================================  =============================================
+kind         the one fact                             derived
+===========  =======================================  =============================================
+elementwise  scalar expression or its partials        vjp = jvp = multiply by the partial; what to
+                                                      save
+linear       its transpose                            jvp is the operation itself
+bilinear     one transpose per argument               jvp is a sum of the operation itself
+opaque       its vjp                                  jvp is the transpose of the vjp
+composite    a Python function of other operations    everything, by running it
+===========  =======================================  =============================================
 
 Arrays are positional, metadata is keyword. Every call goes through ``Op.__call__``, which lets the
-argument of the highest
-level interpret it: arrays are evaluated, tensors are recorded on the tape, duals carry tangents,
-scalar expressions
-build a larger expression. Rules are written in operations, so all of that holds for derivatives
-too.
+argument of the highest level interpret it: arrays are evaluated, tensors are recorded on the tape,
+duals carry tangents, scalar expressions build a larger expression. Rules are written in operations,
+so all of that holds for derivatives too.
 """
 
 from __future__ import annotations
@@ -407,14 +402,10 @@ def elementwise(
     """State an elementwise operation.
 
     A scalar primitive gives its ``partials``, one per argument as ``lambda y, *xs`` of output and
-    inputs (None: no
-    gradient), the NumPy function behind it (``array``, default: the same name). Anything else gives
-    an
-    ``expression`` in terms of primitives; its partials are found by differentiating it, unless
-    given because a form in
-    terms of the output is cheaper. ``domain`` is where tests draw the arguments from: one (low,
-    high) for all
-    or one per argument.
+    inputs (None: no gradient), the NumPy function behind it (``array``, default: the same name).
+    Anything else gives an ``expression`` in terms of primitives; its partials are found by
+    differentiating it, unless given because a form in terms of the output is cheaper. ``domain`` is
+    where tests draw the arguments from: one (low, high) for all or one per argument.
     """
     if arity is None:
         counted = expression if expression is not None else partials[0]
@@ -490,9 +481,8 @@ def linear(
     """State a linear operation by its ``transpose(g, *args, **params)``.
 
     Arguments it is linear in reach the transpose as ``Meta`` (shape and dtype only); others, such
-    as indices, with
-    their values. With one linear argument the transpose returns its cotangent, else a sequence of
-    them.
+    as indices, with their values. With one linear argument the transpose returns its cotangent,
+    else a sequence of them.
     """
     return Linear(name, eval, transpose, linear_args, samples)
 
