@@ -3,7 +3,7 @@ may be asked for.
 
 ``interpret`` and ``elementwise`` are the general way, complete for every operation, dtype and
 device. ``unary`` and ``binary`` make the short path of one operation: float32 or float64 NumPy
-arrays of equal dtype, no unusual mode. A short path does the same as the general way with the
+arrays of equal dtype, no special mode. A short path does the same as the general way with the
 questions answered beforehand; anything else it hands on.
 """
 
@@ -11,7 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .autograd.engine import ElementwiseNode, lines, make_elementwise_node, make_op_node
+from .autograd.engine import (
+    ElementwiseNode,
+    lines,
+    make_elementwise_node,
+    make_op_node,
+    run_elementwise,
+)
 from .backend import arrays as backend_arrays
 from .backend.device import mixed_devices
 from .backend.memory import LARGE
@@ -423,17 +429,18 @@ def unary(op: Elementwise):
             x = input.array
         except AttributeError:
             return elementwise(op, (input,))
-        if modes.special or x.__class__ is not _ndarray or x.nbytes >= LARGE:
+        if modes.special or x.__class__ is not _ndarray:
             return elementwise(op, (input,))
         if compute32 is None:
             prepare()
         dtype = x.dtype
-        if dtype is _float32:
-            z = compute32(x)
-        elif dtype is _float64:
-            z = compute64(x)
-        else:
+        if dtype is not _float32 and dtype is not _float64:
             return elementwise(op, (input,))
+        large = x.nbytes >= LARGE
+        if large:
+            z = op.compute((x,))
+        else:
+            z = compute32(x) if dtype is _float32 else compute64(x)
         if z.__class__ is not _ndarray:
             z = asarray(z)
         r = _new_tensor(Tensor)
@@ -445,7 +452,7 @@ def unary(op: Elementwise):
             return r
         r._node = n = ElementwiseNode()
         n.rule = rule
-        n.run = rule.run32 if dtype is _float32 else rule.run64
+        n.run = run_elementwise if large else rule.run32 if dtype is _float32 else rule.run64
         n.edges = (node,)
         n.saved = (input,) if saves_x else ()
         if saves_y:
@@ -509,10 +516,11 @@ def binary(op: Elementwise):
         except AttributeError:
             first = _scalar_like(input, other)
             return elementwise(op, (input, other)) if first is None else call(first, other)
-        if modes.special or x.__class__ is not _ndarray or x.nbytes >= LARGE:
+        if modes.special or x.__class__ is not _ndarray:
             return elementwise(op, (input, other))
         if compute32 is None:
             prepare()
+        large = x.nbytes >= LARGE
         dtype = x.dtype
         if dtype is _float32:
             compute = compute32
@@ -532,10 +540,12 @@ def binary(op: Elementwise):
                 y = other.array
             except AttributeError:
                 return elementwise(op, (input, other))
-            if y.__class__ is not _ndarray or y.dtype is not dtype or y.nbytes >= LARGE:
+            if y.__class__ is not _ndarray or y.dtype is not dtype:
                 return elementwise(op, (input, other))
+            if y.nbytes >= LARGE:
+                large = True
         try:
-            z = compute(x, y)
+            z = op.compute((x, y)) if large else compute(x, y)
         except ValueError:
             return elementwise(op, (input, other))  # which explains the shapes
         if z.__class__ is not _ndarray:
@@ -555,7 +565,7 @@ def binary(op: Elementwise):
             return r
         r._node = n = ElementwiseNode()
         n.rule = rule
-        n.run = rule.run32 if dtype is _float32 else rule.run64
+        n.run = run_elementwise if large else rule.run32 if dtype is _float32 else rule.run64
         n.edges = edges
         save = rule.save
         if save == 0:
