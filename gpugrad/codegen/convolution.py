@@ -28,8 +28,9 @@ CHUNK = 1 << 21
 CHUNKS = 16
 # Kernels wider than this would be long texts.
 WIDEST = 16
-# Bytes of the images whose weight gradient is summed at a time: most of an L1 cache.
-IMAGES = 24 << 10
+# Bytes of the planes, of some images, that a tile of a weight gradient reads: half an L1 cache.
+IMAGES = 16 << 10
+MOST_IMAGES = 8
 
 _ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 _Kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)
@@ -77,16 +78,25 @@ def weight_gradient(g, x, *, shape, stride, padding, dilation, groups):
         return None
     batch, function = x.shape[0], kernel.function
     g, x = np.ascontiguousarray(g), np.ascontiguousarray(x)
-    per_chunk, chunks = _chunks(kernel.layer, kernel.tile, batch)
-    sums = backend.empty((chunks, *shape), x.dtype)
+    layer, tile = kernel.layer, kernel.tile
+    per_chunk, chunks = _chunks(layer, tile, batch)
+    sums = backend.zeros((chunks, *_tiled_shape(layer, tile)), x.dtype)
 
     def part(k: int, parts: int) -> None:
         scratch = backend.empty((kernel.scratch,), x.dtype)
         first, last = chunks * k // parts, chunks * (k + 1) // parts
         function(id(g), id(x), id(sums), id(scratch), first, last, per_chunk, batch)
 
-    backend.run_parts(part, batch * kernel.layer.work, PARALLEL)
-    return sums[0] if chunks == 1 else np.add.reduce(sums, axis=0)
+    backend.run_parts(part, batch * layer.work, PARALLEL)
+    total = sums[0] if chunks == 1 else np.add.reduce(sums, axis=0)
+    # (group, tile, input channel, kernel row, channel of the tile, kernel column)
+    return np.ascontiguousarray(total.transpose(0, 1, 4, 2, 3, 5)).reshape(shape)
+
+
+def _tiled_shape(layer: Layer, tile: WeightTile) -> tuple[int, ...]:
+    """How the kernel orders the weights."""
+    tiles = layer.width // tile.channels
+    return (layer.groups, tiles, layer.depth, layer.kernel[0], tile.channels, layer.kernel[1])
 
 
 def _over_images(kernel: Compiled, a, w, out) -> None:
@@ -189,8 +199,8 @@ def _weight_kernel(layer: Layer) -> Compiled | None:
     tile = _cheapest(_weight_tiles(layer))
     x, g = kernels.weight_frames(layer, tile.lanes)
     size = 8 if layer.element == "double" else 4
-    images = max(1, min(8, IMAGES // (size * (x.size + g.size))))
-    tile = tile._replace(images=images)
+    images = IMAGES // (size * (x.plane + tile.channels * g.plane))
+    tile = tile._replace(images=max(1, min(MOST_IMAGES, images)))
     return Compiled(layer, tile, kernels.weight_text, kernels.weight_scratch, _WeightKernel)
 
 

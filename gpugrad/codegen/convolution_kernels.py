@@ -17,6 +17,7 @@ read past the end of a row, or where the stride is not 1: columns are then sorte
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -80,20 +81,28 @@ class Frame(NamedTuple):
     rows: int
     phase: int  # columns of one phase
 
+    by_row: bool  # whether rows of all channels lie together, or channels
+
     @property
-    def pitch(self) -> int:
+    def columns(self) -> int:
         return self.phase * self.step
 
     @property
+    def pitch(self) -> int:
+        """From row to row."""
+        return self.columns * self.channels if self.by_row else self.columns
+
+    @property
     def plane(self) -> int:
-        return self.rows * self.pitch
+        """From channel to channel."""
+        return self.columns if self.by_row else self.columns * self.rows
 
     @property
     def size(self) -> int:
-        return self.channels * self.plane
+        return self.channels * self.rows * self.columns
 
 
-def input_frame(layer: Layer, columns: int) -> Frame:
+def input_frame(layer: Layer, columns: int, by_row: bool) -> Frame:
     """The frame of an input whose outputs are computed up to ``columns``, which may be past the
     end."""
     (height, width), (top, left), step = layer.image, layer.start, layer.stride[1]
@@ -102,9 +111,9 @@ def input_frame(layer: Layer, columns: int) -> Frame:
     common = (layer.channels, layer.image, layer.start, step)
     fits = columns + reach[1] <= width and rows <= height
     if (top, left, step) == (0, 0, 1) and fits:
-        return Frame(True, *common, height, width)
+        return Frame(True, *common, height, width, False)
     phase = max(columns + reach[1] // step, (left + width - 1) // step + 1)
-    return Frame(False, *common, max(rows, top + height), phase)
+    return Frame(False, *common, max(rows, top + height), phase, by_row)
 
 
 def cotangent_frame(layer: Layer, columns: int, margin: int) -> Frame:
@@ -113,7 +122,7 @@ def cotangent_frame(layer: Layer, columns: int, margin: int) -> Frame:
     height, width = layer.out
     direct = columns == width and margin == 0
     rows = height + 2 * margin
-    return Frame(direct, layer.filters, layer.out, (margin, 0), 1, rows, columns)
+    return Frame(direct, layer.filters, layer.out, (margin, 0), 1, rows, columns, margin > 0)
 
 
 def column_vectors(layer: Layer, lanes: int) -> int:
@@ -164,7 +173,7 @@ def pieces(count: int, most: int) -> list[range]:
 
 
 def forward_frame(layer: Layer, tile: Tile) -> Frame:
-    return input_frame(layer, max(layer.out[1], tile.vectors * tile.lanes))
+    return input_frame(layer, max(layer.out[1], tile.vectors * tile.lanes), True)
 
 
 def forward_scratch(layer: Layer, tile: Tile) -> int:
@@ -218,16 +227,16 @@ def _forward_sums(w: _Writer, tile: Tile, frame: Frame, x: Value, weights: Value
         x, weights, *sums = values
         for tap in range(kw):
             offset = row * layer.dilation[0] * frame.pitch + _column(layer, frame, tap)
-            loaded = [
-                w.vector(x, offset + r * layer.stride[0] * frame.pitch + v * tile.lanes)
+            values = [
+                partial(w.vector, x, offset + r * layer.stride[0] * frame.pitch + v * tile.lanes)
                 for r in range(tile.rows)
                 for v in range(tile.vectors)
             ]
-            for c in range(tile.channels):
-                weight = w.broadcast(weights, c * layer.taps + row * kw + tap)
-                for i, value in enumerate(loaded):
-                    at = c * len(loaded) + i
-                    sums[at] = w.code.fma(value, weight, sums[at])
+            factors = [
+                partial(w.broadcast, weights, c * layer.taps + row * kw + tap)
+                for c in range(tile.channels)
+            ]
+            sums = w.products(factors, values, sums)
         return [x, weights, *sums]
 
     def rows_of_channel(values: list[Value]) -> list[Value]:
@@ -274,47 +283,44 @@ class WeightTile(NamedTuple):
 
 def weight_frames(layer: Layer, lanes: int) -> tuple[Frame, Frame]:
     columns = column_vectors(layer, lanes) * lanes
-    return input_frame(layer, columns), cotangent_frame(layer, columns, 0)
+    return input_frame(layer, columns, False), cotangent_frame(layer, columns, 0)
 
 
 def _weight_parts(layer: Layer, tile: WeightTile) -> list[int]:
-    """Elements of the parts of the scratch: inputs, cotangents, sums by lane."""
-    x, g = weight_frames(layer, tile.lanes)
-    images = [0 if f.direct else rounded(f.size * tile.images, tile.lanes) for f in (x, g)]
-    return [*images, rounded(layer.filters * layer.taps, tile.lanes) * tile.lanes]
+    """Elements of the parts of the scratch: inputs and cotangents."""
+    frames = weight_frames(layer, tile.lanes)
+    return [0 if f.direct else rounded(f.size * tile.images, tile.lanes) for f in frames]
 
 
 def weight_scratch(layer: Layer, tile: WeightTile) -> int:
-    return sum(_weight_parts(layer, tile))
+    return max(1, sum(_weight_parts(layer, tile)))
 
 
 def weight_text(compiler: Machine, layer: Layer, tile: WeightTile) -> str:
     """``kernel(g, x, sums, scratch, first, last, per_chunk, batch)``.
 
-    Images are summed in chunks that do not depend on the number of threads; ``sums`` is (chunks,
-    weights), written from ``first`` to ``last``.
+    Images are summed in chunks that do not depend on the number of threads. ``sums`` is (chunks,
+    groups, tiles of channels, input channels, kernel rows, channels of a tile, kernel columns), so
+    that a tile writes to one place; chunks from ``first`` to ``last`` are added to.
     """
     w = _Writer(compiler, layer, tile.lanes, "g x sums scratch", "first last per_chunk batch")
     g, x, sums, scratch = w.data
     first, last, per_chunk, batch = w.integers
     frames = weight_frames(layer, tile.lanes)
     sizes = _weight_parts(layer, tile)
-    x_scratch, g_scratch = scratch, w.at(scratch, sizes[0])
-    lane_sums = w.at(scratch, sizes[0] + sizes[1])
-    w.clear(scratch, sizes[0] + sizes[1])
-    count = layer.filters * layer.taps
+    if sum(sizes):
+        w.clear(scratch, sum(sizes))
     with w.code.loop(first, last) as chunk:
-        w.clear(lane_sums, sizes[2])
         begin = chunk * per_chunk
         end = w.smaller(begin + per_chunk, batch)
+        total = w.at(sums, chunk * (layer.filters * layer.taps))
         with w.code.loop(begin, end + (tile.images - 1), tile.images) as n:
             images = w.smaller(end - n, tile.images) if tile.images > 1 else 1
             x_images = w.at(x, n * (layer.channels * layer.image[0] * layer.image[1]))
             g_images = w.at(g, n * (layer.filters * layer.out[0] * layer.out[1]))
-            x_images = _gathered(w, frames[0], x_images, x_scratch, images)
-            g_images = _gathered(w, frames[1], g_images, g_scratch, images)
-            _add_images(w, tile, frames, x_images, g_images, lane_sums, images)
-        _sum_lanes(w, lane_sums, w.at(sums, chunk * count), count)
+            x_images = _gathered(w, frames[0], x_images, scratch, images)
+            g_images = _gathered(w, frames[1], g_images, w.at(scratch, sizes[0]), images)
+            _add_images(w, tile, frames, x_images, g_images, total, images)
     return w.text()
 
 
@@ -328,46 +334,48 @@ def _gathered(w: _Writer, frame: Frame, images: Value, scratch: Value, count) ->
     return scratch
 
 
-def _add_images(w, tile, frames, x, g, lane_sums, images) -> None:
+def _add_images(w, tile, frames, x, g, sums, images) -> None:
     """Add the products of some images to the sums of every weight."""
     layer, (x_frame, g_frame) = w.layer, frames
     kh, kw = layer.kernel
+    tiles = layer.width // tile.channels
     with (
         w.repeat(layer.groups) as group,
-        w.repeat(layer.width // tile.channels) as k,
+        w.repeat(tiles) as k,
         w.repeat(layer.depth) as c,
         w.repeat(kh) as row,
     ):
         channel = group * layer.width + k * tile.channels
         x_plane = (group * layer.depth + c) * x_frame.plane
         x_plane += row * (layer.dilation[0] * x_frame.pitch)
-        weight = (channel * layer.taps) + (c * kh + row) * kw
-        sums = w.at(lane_sums, weight * tile.lanes)
-        for taps in pieces(kw, tile.taps):
-            _add_taps(
-                w, tile, frames, taps, w.at(x, x_plane), w.at(g, channel * g_frame.plane), sums,
-                images,
-            )  # fmt: skip
+        x_plane, g_plane = w.at(x, x_plane), w.at(g, channel * g_frame.plane)
+        place = ((group * tiles + k) * layer.depth + c) * kh + row
+        place = w.at(sums, place * (tile.channels * kw))
+        parts = pieces(kw, tile.taps)
+        for taps in parts:
+            totals = _weight_sums(w, tile, frames, taps, x_plane, g_plane, images)
+            if len(parts) == 1:
+                _add_lanes(w, totals, place)
+            else:
+                for i in range(tile.channels):
+                    own = totals[i * len(taps) : (i + 1) * len(taps)]
+                    _add_lanes(w, own, w.at(place, i * kw + taps.start))
 
 
-def _add_taps(w, tile, frames, taps, x, g, sums, images) -> None:
+def _weight_sums(w, tile, frames, taps, x, g, images) -> list[Value]:
+    """For every channel and tap a vector whose lanes add up to what the images contribute."""
     layer, (x_frame, g_frame) = w.layer, frames
     vectors = column_vectors(layer, tile.lanes)
-    places = [
-        w.at(sums, (c * layer.taps + tap) * tile.lanes)
-        for c in range(tile.channels)
-        for tap in taps
-    ]
 
     def columns(values: list[Value], v: int = 0) -> list[Value]:
         x, g, *totals = values
-        factors = [w.vector(g, c * g_frame.plane + v * tile.lanes) for c in range(tile.channels)]
-        for t, tap in enumerate(taps):
-            value = w.vector(x, _column(layer, x_frame, tap) + v * tile.lanes)
-            for c, factor in enumerate(factors):
-                at = c * len(taps) + t
-                totals[at] = w.code.fma(value, factor, totals[at])
-        return [x, g, *totals]
+        factors = [
+            partial(w.vector, g, c * g_frame.plane + v * tile.lanes) for c in range(tile.channels)
+        ]
+        values = [
+            partial(w.vector, x, _column(layer, x_frame, tap) + v * tile.lanes) for tap in taps
+        ]
+        return [x, g, *w.products(factors, values, totals)]
 
     def row(values: list[Value]) -> list[Value]:
         x, g, *totals = values
@@ -389,32 +397,17 @@ def _add_taps(w, tile, frames, taps, x, g, sums, images) -> None:
         return [w.at(x, x_frame.size), w.at(g, g_frame.size), *totals]
 
     # from zero: sums of sums lose a third of what one long chain loses
-    totals = [w.number(0.0)] * len(places)
-    for place, total in zip(places, w.fold(images, [x, g, *totals], image)[2:], strict=True):
-        w.store(w.vector(place) + total, place)
+    zeros = [w.number(0.0)] * (tile.channels * len(taps))
+    return w.fold(images, [x, g, *zeros], image)[2:]
 
 
-def _sum_lanes(w: _Writer, lane_sums: Value, sums: Value, count: int) -> None:
-    """Sum the lanes of every weight, for as many weights as there are lanes at a time."""
-    lanes = w.lanes
-
-    def block(start: Value, stored: int) -> None:
-        values = [w.vector(lane_sums, (start + i) * lanes) for i in range(lanes)]
-        while len(values) > 1:  # afterwards lane i is the sum of vector i
-            pairs = zip(values[0::2], values[1::2], strict=True)
-            values = [_neighbours(w, a, b) for a, b in pairs]
-        w.store(w.first_of(values[0], stored), sums, start)
-
-    if count >= lanes:
-        with w.repeat(count // lanes) as i:
-            block(i * lanes, lanes)
-    if count % lanes:
-        block(w.code.integer(count - count % lanes), count % lanes)
-
-
-def _neighbours(w: _Writer, a: Value, b: Value) -> Value:
-    """Sums of lanes 0 and 1, 2 and 3, ... of ``a``, then of ``b``."""
-    return w.shuffle(a, b, range(0, 2 * w.lanes, 2)) + w.shuffle(a, b, range(1, 2 * w.lanes, 2))
+def _add_lanes(w: Writer, vectors: list[Value], place: Value) -> None:
+    """Add the sum of the lanes of every vector to neighbouring elements of memory."""
+    for start in range(0, len(vectors), w.lanes):
+        values = vectors[start : start + w.lanes]
+        count = len(values)
+        total = w.vector(place, start, count) + w.first_of(w.lane_sums(values), count)
+        w.store(total, place, start)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -504,16 +497,13 @@ def _tap_sums(w, tile, frame, taps, g, weights, kernel_rows: Value) -> list[Valu
 
     def next_channel(values: list[Value]) -> list[Value]:
         g, weights, *sums = values
-        loaded = [
-            w.vector(g, r * frame.pitch + v * tile.lanes)
+        values = [
+            partial(w.vector, g, r * frame.pitch + v * tile.lanes)
             for r in range(tile.rows)
             for v in range(tile.vectors)
         ]
-        for t, tap in enumerate(taps):
-            weight = w.broadcast(weights, tap)
-            for i, value in enumerate(loaded):
-                at = t * len(loaded) + i
-                sums[at] = w.code.fma(value, weight, sums[at])
+        factors = [partial(w.broadcast, weights, tap) for tap in taps]
+        sums = w.products(factors, values, sums)
         return [w.at(g, frame.plane), w.at(weights, layer.depth * area), *sums]
 
     def next_row(values: list[Value]) -> list[Value]:

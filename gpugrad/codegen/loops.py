@@ -34,6 +34,12 @@ class Writer:
         """``count`` elements, as many as there are lanes if not told."""
         return self.code.load(self.at(pointer, index), self.type(count))
 
+    def some(self, pointer: Value, index: int, count: int) -> Value:
+        """A vector of ``count`` elements and zeros."""
+        lanes = ", ".join(f"i1 {'true' if i < count else 'false'}" for i in range(self.lanes))
+        mask = Value(self.code, f"<{lanes}>", f"<{self.lanes} x i1>")
+        return self.code.load(self.at(pointer, index), self.type(), mask)
+
     def store(self, value: Value, pointer: Value, index: Value | int = 0) -> None:
         self.code.store(value, self.at(pointer, index))
 
@@ -64,6 +70,15 @@ class Writer:
         text = f"shufflevector {a}, {b}, <{len(lanes)} x i32> <{numbers}>"
         return self.code.emit(text, f"<{len(lanes)} x {self.element}>")
 
+    def lane_sums(self, vectors: list[Value]) -> Value:
+        """A vector whose lane i is the sum of the lanes of vector i."""
+        values = vectors + [self.number(0.0)] * (self.lanes - len(vectors))
+        even, odd = (range(k, 2 * self.lanes, 2) for k in range(2))
+        while len(values) > 1:  # every round adds neighbours and halves the vectors
+            pairs = zip(values[0::2], values[1::2], strict=True)
+            values = [self.shuffle(a, b, even) + self.shuffle(a, b, odd) for a, b in pairs]
+        return values[0]
+
     @contextmanager
     def repeat(self, count: int | Value) -> Iterator[Value]:
         """A loop; a count of one costs nothing."""
@@ -93,6 +108,24 @@ class Writer:
             return body(values)
         count = count if isinstance(count, Value) else self.code.integer(count)
         return self.code.fold(count, values, body)
+
+    def products(
+        self, a: list[Callable[[], Value]], b: list[Callable[[], Value]], sums: list[Value]
+    ) -> list[Value]:
+        """``sums[i, j] + a[i]() * b[j]()``.
+
+        The fewer factors stay in registers, of the others one at a time: a register too many costs
+        a store and a load per product.
+        """
+        sums, rows = list(sums), len(a) > len(b)
+        streamed, held = (a, b) if rows else (b, a)
+        factors = [load() for load in held]
+        for k, load in enumerate(streamed):
+            value = load()
+            for m, factor in enumerate(factors):
+                at = k * len(b) + m if rows else m * len(b) + k
+                sums[at] = self.code.fma(value, factor, sums[at])
+        return sums
 
     def copy(self, source: Value, target: Value, count: int) -> None:
         """Neighbouring elements; the last vector may overlap the one before."""

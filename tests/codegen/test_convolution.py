@@ -15,7 +15,7 @@ import pytest
 import gpugrad as gg
 from gpugrad.backend import numpy as backend
 from gpugrad.codegen import convolution as native
-from gpugrad.codegen import pooling
+from gpugrad.codegen import pooling, sums
 from gpugrad.codegen.machine import machine
 from gpugrad.config import settings
 from gpugrad.ops import convolution as reference
@@ -48,6 +48,7 @@ def every_call(monkeypatch):
 def take_every_call(change) -> None:
     change(native, "LEAST_WORK", 1)
     change(pooling, "LEAST", 1)
+    change(sums, "LEAST", 1)
 
 
 @pytest.fixture(params=REGISTERS)
@@ -210,6 +211,7 @@ def test_errors_are_those_of_the_reference(sizes, monkeypatch):
 def test_threads_give_the_same_bits(threads, monkeypatch):
     monkeypatch.setattr(native, "PARALLEL", 1)
     monkeypatch.setattr(pooling, "PARALLEL", 1)
+    monkeypatch.setattr(sums, "PARALLEL", 1)
     monkeypatch.setattr(native, "CHUNK", 1 << 16)
     options = {"kernel": (2, 2), "stride": (2, 2), "dilation": (1, 1)}
     results = []
@@ -218,6 +220,7 @@ def test_threads_give_the_same_bits(threads, monkeypatch):
         case = layer(n=13)
         y = pooling.max_pool(case.x, **options)
         pools = [y, pooling.max_pool_scatter(y, case.x, y, **options)]
+        pools.append(sums.sum_to(case.g, (16, 1, 1)))
         results.append(pools + case.results(native, case.g, case.x, case.w))
     for a, b in zip(*results, strict=True):
         assert a.tobytes() == b.tobytes()
@@ -315,6 +318,31 @@ def test_nan_spreads_in_every_place_of_a_window():
         assert np.isnan(y).all()
 
 
+# ---- sums over all axes but one
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_to_channels(dtype):
+    rng = np.random.default_rng(6)
+    for inner in (*range(8, 75), 576, 1000):
+        x = rng.standard_normal((3, 5, inner)).astype(dtype)
+        exact, size = (np.float64(a).sum((0, 2)) for a in (x, abs(x)))
+        for shape in ((5, 1), (1, 5, 1)):
+            found = sums.sum_to(x, shape)
+            assert (found.shape, found.dtype) == (shape, x.dtype)
+            # blocks of columns, then rows: as few roundings in a row as a pairwise sum has
+            bound = (inner / 32 + 8) * np.finfo(dtype).eps * size
+            assert np.all(abs(found.ravel() - exact) <= bound)
+
+
+def test_sums_numpy_does():
+    x = np.ones((3, 5, 16), np.float32)
+    for shape in ((), (1,), (16,), (5, 16), (1, 1, 1)):
+        assert sums.sum_to(x, shape) is None
+    assert sums.sum_to(x[:, :, ::2], (5, 1)) is None
+    assert sums.sum_to(x.astype(np.float16), (5, 1)) is None
+
+
 # ---- guard pages: this file run as a program, for a read or write out of bounds ends the process
 
 
@@ -352,6 +380,7 @@ def run_guarded(at_end: bool) -> None:
         y = pooling.max_pool(x, **options)
         pooling.sum_pool(x, **options)
         pooling.max_pool_scatter(y, x, y, **options)
+        sums.sum_to(x, (x.shape[1], 1, 1))
     print("inside")
 
 
