@@ -130,8 +130,8 @@ def test_identities_are_exact(name):
 @pytest.mark.parametrize(
     ("built", "simple"),
     [
-        (X * 1, X), (1 * X, X), (X + 0, X), (0 + X, X), (X / 1, X), (operator.neg(-X), X), (X**1, X),
-        (X * 0, const(0)), (const(2) + 3, const(5)), (X**0, const(1)), (X**2, X * X),
+        (X * 1, X), (1 * X, X), (X + 0, X), (0 + X, X), (X / 1, X), (operator.neg(-X), X),
+        (X**1, X), (X * 0, const(0)), (const(2) + 3, const(5)), (X**0, const(1)), (X**2, X * X),
         (X + (-Y), X - Y), (X - (-Y), X + Y),
     ],
 )  # fmt: skip
