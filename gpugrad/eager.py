@@ -174,12 +174,12 @@ def _scalar_tensor(value, dtype, like) -> Tensor:
 
 
 def _operand(op, a):
+    if isinstance(a, np.generic):  # first, because numpy.float64 is a float
+        return a.item()
     if isinstance(a, (Tensor, *_SCALARS)):
         return a
     if backend_arrays.is_array(a):
         return wrap(a)
-    if isinstance(a, np.generic):
-        return a.item() if a.dtype != np.dtype("float64") else float(a)
     raise TypeError(
         f"{op.name}(): argument must be a Tensor, an array or a number, not {type(a).__name__}"
     )

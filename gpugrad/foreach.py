@@ -62,7 +62,7 @@ class Update:
         self.outputs = largest
         self.numbers = [*self.scalars, *[v.args[0] for v in kept.values()]]
         self._computed = Program(list(kept), self.scalars, ()) if kept else None
-        self._compute = None
+        self._compute: Callable | None = None
 
     def _values(self, scalars: dict) -> list[float]:
         """The numbers the loop needs, in float64."""
@@ -86,7 +86,7 @@ class Update:
             raise TypeError(
                 f"{self.__name__}() takes the numbers {self.scalars}, got {sorted(scalars)}"
             )
-        lists = [list(tensors) for tensors in lists]  # generators too
+        lists = tuple([list(tensors) for tensors in lists])  # generators too
         count = len(lists[0])
         if any(len(tensors) != count for tensors in lists):
             raise ValueError(
@@ -151,10 +151,9 @@ def foreach(function: Callable) -> Update:
     """Make an in-place update over lists of tensors from a scalar expression.
 
     Positional parameters are tensors (called with lists of them), keyword-only parameters are
-    numbers. The returned
-    values overwrite the first tensors. Nothing is recorded; versions are bumped. Large tensors are
-    processed in pieces that
-    stay in the cache, on several threads; half-precision tensors are computed in float32.
+    numbers. The returned values overwrite the first tensors. Nothing is recorded; versions are
+    bumped. Large tensors are processed in pieces that stay in the cache, on several threads;
+    half-precision tensors are computed in float32.
 
     >>> import gpugrad as gg
     >>> @gg.foreach

@@ -77,10 +77,11 @@ def leaky_relu(input, negative_slope: float = 0.01, inplace: bool = False) -> Te
     """``x`` where positive, else ``negative_slope * x``."""
     if inplace:
         return overwrite(input, leaky_relu, negative_slope)
+    slope: Any = negative_slope
     if isinstance(input, Tensor) and input.dtype.kind == "f":
         # as a number it would make the derivative float64: where(x > 0, 1, slope)
-        negative_slope = creation.full((), negative_slope, dtype=input.dtype, device=input.device)
-    return elementwise(e.leaky_relu, (input, negative_slope))
+        slope = creation.full((), negative_slope, dtype=input.dtype, device=input.device)
+    return elementwise(e.leaky_relu, (input, slope))
 
 
 def elu(input, alpha: float = 1.0, inplace: bool = False) -> Tensor:
@@ -533,9 +534,22 @@ def _region(i: int, n: int, parts: int) -> tuple[int, int]:
 # normalisation
 
 
-def _normalise(x, dims, eps):
-    centred = x - functions.mean(x, dims, True)
-    return centred * functions.rsqrt(functions.mean(functions.square(centred), dims, True) + eps)
+def _as_rows(name, input, axes: int, *tensors):
+    """The input with its last axes as one, and tensors of their shape with one axis; None unless
+    all have one floating dtype."""
+    dtype = input.array.dtype
+    if dtype.kind != "f" or any(t.array.dtype != dtype for t in tensors):
+        return None
+    for t in tensors:
+        functions._check_devices(name, input, t)
+    if axes == 1:
+        return input, *tensors
+    rows = functions.reshape(input, *input.shape[:-axes], -1)
+    return rows, *[functions.reshape(t, -1) for t in tensors]
+
+
+def _like(x, input):
+    return x if x.shape == input.shape else functions.reshape(x, *input.shape)
 
 
 def _last_dims(input, normalized_shape, weight=None, bias=None) -> tuple[int, ...]:

@@ -97,3 +97,13 @@ def test_numpy_reads_tensors_without_a_copy() -> None:
     assert np.asarray(t, dtype=np.float64).dtype == np.float64
     with pytest.raises(RuntimeError, match="detach"):
         np.asarray(gg.ones(2, requires_grad=True))
+
+
+@pytest.mark.parametrize("scalar", [np.float64(2), np.float32(2), np.int64(2)])
+def test_numpy_scalars_are_numbers(scalar):
+    """They do not widen a tensor, and gradients pass: numpy.float64 is a subclass of float."""
+    x = gg.tensor([1.0, 3.0], requires_grad=True)
+    y = x * scalar + x / scalar + gg.maximum(x, scalar)
+    assert y.dtype == gg.float32
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), [2.5, 3.5])

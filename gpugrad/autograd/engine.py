@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from ..backend.arrays import _ndarray, array_module, backend_of
-from ..backend.numpy import xp as np
 from ..backend.memory import LARGE, exclusive
+from ..backend.numpy import xp as np
 from ..config import grad_mode, modes
 from ..errors import SavedTensorError, at
 from ..ops.core import Meta, Op

@@ -92,7 +92,7 @@ def reshape(array, shape):
 
 
 def take_rows(array, index):
-    """``array[index]``; large results in recycled memory, rows copied whole (a third of the time)."""
+    """``array[index]``; large results in recycled memory, rows copied whole: 3 times faster."""
     shape = index.shape + array.shape[1:]
     large = prod(shape) * array.itemsize >= LARGE and index.size and array.shape[0]
     if not large or int(index.min()) < 0 or int(index.max()) >= array.shape[0]:

@@ -1,4 +1,4 @@
-"""Who owns the memory of a gradient: no copy where nobody else can see it, one where somebody can."""
+"""Who owns the memory of a gradient: no copy where nobody else can see it, one where they can."""
 
 from __future__ import annotations
 
