@@ -107,7 +107,7 @@ def test_operators(judge, symbol):
 
 
 def test_more_operators(judge):
-    judge(lambda t, x, y: (-x, +x, abs(x), x @ y.T, x**2, 2**x, x ** y.abs() if False else x), X, Y)
+    judge(lambda t, x, y: (-x, +x, abs(x), x @ y.T, x**2, 2**x), X, Y)
     judge(lambda t, x: (~(x > 0), (x > 0) & (x < 1), (x > 0) | (x < -1), (x > 0) ^ (x < 1)), X)
     judge(lambda t, x: (~x, x & 3, x | 1, x ^ 5, 3 & x, 1 | x), IDS)
     judge(lambda t, x: (x & (x > 0), (x > 0) & x, x | (x > 0)), IDS)
@@ -127,29 +127,22 @@ def test_bit_operators(judge, call):
     judge(call, IDS)
 
 
-def test_operators_leave_unknown_operands_to_the_other_side():
+def test_equality_with_what_is_no_number():
+    x = gg.ones(2)
+    assert (x == None) is False  # noqa: E711
+    assert (x != None) is True  # noqa: E711
+    assert x != "text"
+
     class Other:
-        def __radd__(self, x):
-            return "radd"
-
-        def __rmatmul__(self, x):
-            return "rmatmul"
-
-        def __gt__(self, x):
-            return "gt"
-
         def __eq__(self, x):
-            return "eq"
+            return "asked"
 
         __hash__ = None
 
-    x = gg.ones(2)
-    assert x == Other() or True
-    assert (x == None) is False  # noqa: E711
-    assert x != "text"
+    assert (x == Other()) == "asked"
 
 
-def test_numpy_on_the_left(judge):
+def test_numpy_on_the_left():
     a = np.arange(5.0)
     for result in (a + gg.ones(5, dtype=gg.float64), np.float64(2) * gg.ones(5)):
         assert isinstance(result, gg.Tensor)
