@@ -71,6 +71,11 @@ def of_scalar(value) -> np.dtype:
 _RANK = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
 
+def category(dtype) -> int:
+    """bool 0, integers 1, floats 2, complex numbers 3: torch's order of promotion."""
+    return _RANK[dtype.kind]
+
+
 def promote_types(a, b) -> np.dtype:
     """The dtype both operands fit in by torch's rule: the higher category wins with its own width.
 

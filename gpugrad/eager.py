@@ -26,7 +26,7 @@ from .codegen.arrays import compile_program, straight_line
 from .codegen.expr import Expr
 from .codegen.functions import functions_for
 from .config import modes, settings
-from .dtypes import of_scalar, result_type_of
+from .dtypes import category, of_scalar, result_type_of
 from .errors import user_line
 from .ops import core
 from .ops import shape as shape_ops
@@ -150,6 +150,8 @@ def elementwise(op: Elementwise, args) -> Tensor:
         return apply(op, args, {})
     except ValueError as error:
         raise _shape_error(op.name, values) or error from None
+    except TypeError as error:  # NumPy has no such function of these dtypes
+        raise RuntimeError(f"{op.name} is not supported for dtype {target}: {error}") from None
 
 
 def _shape_error(name, values) -> RuntimeError | None:
@@ -275,7 +277,7 @@ def write(x: Tensor, value: Tensor) -> Tensor:
     """Make ``value`` (of x's shape or broadcast to it) the new content of ``x``, in memory and on
     the tape."""
     check_writable(x)
-    if not np.can_cast(value.dtype, x.dtype, "same_kind") and not (value.dtype.kind == "b"):
+    if category(value.dtype) > category(x.dtype):
         raise RuntimeError(
             f"result type {value.dtype} can't be cast to the desired output type {x.dtype}"
         )

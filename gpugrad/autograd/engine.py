@@ -9,6 +9,7 @@ users have been visited, without recursion.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -292,8 +293,9 @@ def _sum(a, b):
     if a.__class__ is _ndarray and a.nbytes >= LARGE and a.dtype == b.dtype:
         return array_module(a).add(a, b, backend_of(a).empty(a.shape, a.dtype))
     total = a + b
-    # NumPy makes a scalar of two zero-dimensional arrays
-    return total if total.__class__ is a.__class__ else array_module(a).asarray(total)
+    if total.__class__ is a.__class__ or isinstance(total, Tensor):
+        return total
+    return array_module(a).asarray(total)  # NumPy makes a scalar of two zero-dimensional arrays
 
 
 def _collect(entry: list, d, may_write: bool) -> None:
@@ -399,6 +401,18 @@ def _accumulate(leaf: Leaf, g, owned: bool) -> None:
     tensor = leaf.tensor()
     if tensor is None:
         return
+    with _accumulating:
+        _add_to_grad(tensor, g, owned)
+    if _post_hooks and leaf in _post_hooks:
+        for hook in list(_post_hooks[leaf].values()):
+            hook(tensor)
+
+
+# Threads may run backward over shared parameters, and NumPy adds without the GIL.
+_accumulating = threading.Lock()
+
+
+def _add_to_grad(tensor: Tensor, g, owned: bool) -> None:
     if isinstance(g, Tensor):
         tensor.grad = g if tensor.grad is None else tensor.grad + g
     else:
@@ -414,9 +428,6 @@ def _accumulate(leaf: Leaf, g, owned: bool) -> None:
             else:
                 array_module(g).add(grad.array, g, grad.array)
                 bump_version(grad)
-    if _post_hooks and leaf in _post_hooks:
-        for hook in list(_post_hooks[leaf].values()):
-            hook(tensor)
 
 
 def _call_hooks(node: Node, g):

@@ -62,10 +62,17 @@ rsqrt = elementwise(
     int_to_float=True
 )  # fmt: skip
 reciprocal = elementwise("reciprocal", lambda y, x: -(y * y), domain=_POSITIVE, int_to_float=True)
+
+
+def _zero_power(a, b):
+    """Where 0 ** b is 0 or 1 whatever b is nearby: no gradient to the exponent."""
+    return logical_and(eq(a, 0), ge(b, 0))
+
+
 pow = elementwise(
     "pow",
     lambda y, a, b: where(b == 0 if isinstance(b, (int, float)) else eq(b, 0), 0, b * a ** (b - 1)),
-    lambda y, a, b: where(logical_and(eq(a, 0), ge(b, 0)), 0, y * log(where(eq(a, 0), 1, a))),
+    lambda y, a, b: where(_zero_power(a, b), 0, y * log(where(_zero_power(a, b), 1, a))),
     array="power",
     domain=(_POSITIVE, (-2.0, 2.0)),
 )
@@ -78,7 +85,9 @@ log10 = elementwise(
     "log10", lambda y, x: 1 / (x * math.log(10)), domain=_POSITIVE, int_to_float=True
 )
 log1p = elementwise("log1p", lambda y, x: 1 / (x + 1), domain=_POSITIVE, int_to_float=True)
-logaddexp = elementwise("logaddexp", lambda y, a, b: exp(a - y), lambda y, a, b: exp(b - y))
+logaddexp = elementwise(
+    "logaddexp", lambda y, a, b: sigmoid(a - b), lambda y, a, b: sigmoid(b - a)
+)
 
 # ---- trigonometric and hyperbolic
 
@@ -92,8 +101,17 @@ acos = elementwise(
     "acos", lambda y, x: -rsqrt(1 - x * x), array="arccos", domain=_UNIT, int_to_float=True
 )
 atan = elementwise("atan", lambda y, x: 1 / (1 + x * x), array="arctan", int_to_float=True)
+
+
+def _over_square(x, a, b):
+    """``x / (a * a + b * b)``, and 0 at the origin."""
+    square_of_radius = a * a + b * b
+    at_origin = eq(square_of_radius, 0)
+    return where(at_origin, 0, x / where(at_origin, 1, square_of_radius))
+
+
 atan2 = elementwise(
-    "atan2", lambda y, a, b: b / (a * a + b * b), lambda y, a, b: -a / (a * a + b * b),
+    "atan2", lambda y, a, b: _over_square(b, a, b), lambda y, a, b: _over_square(-a, a, b),
     array="arctan2", domain=_POSITIVE, int_to_float=True,
 )  # fmt: skip
 sinh = elementwise("sinh", lambda y, x: cosh(x), int_to_float=True)

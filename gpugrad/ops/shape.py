@@ -88,9 +88,18 @@ roll = linear(
     lambda g, x, *, shifts, axes: roll(g, shifts=tuple(-s for s in shifts), axes=axes),
     samples=lambda r: [((r(4, 3),), {"shifts": (1, -2), "axes": (0, 1)})],
 )
+
+
+def _diagonal(x, *, offset, axis1, axis2):
+    view = array_module(x).diagonal(x, offset, axis1, axis2)
+    if hasattr(view.flags, "writeable"):  # NumPy's is read-only out of caution, torch's is not
+        view.flags.writeable = x.flags.writeable
+    return view
+
+
 diagonal = linear(
     "diagonal",
-    lambda x, *, offset, axis1, axis2: array_module(x).diagonal(x, offset, axis1, axis2),
+    _diagonal,
     lambda g, x, *, offset, axis1, axis2: diagonal_scatter(
         g, shape=x.shape, offset=offset, axis1=axis1, axis2=axis2
     ),
