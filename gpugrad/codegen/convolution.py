@@ -28,9 +28,16 @@ CHUNK = 1 << 21
 CHUNKS = 16
 # Kernels wider than this would be long texts.
 WIDEST = 16
-# Bytes of the planes, of some images, that a tile of a weight gradient reads: half an L1 cache.
-IMAGES = 16 << 10
+# Bytes of images that a tile of a weight gradient goes through: most of an L1 cache of 32 KiB for
+# rows of one image, half of it for several images. Fewer rows than these are not worth a tile.
+CACHE = 24 << 10
+LEAST_ROWS = 4
 MOST_IMAGES = 8
+
+# From here on matrix products are faster: channels of a 1x1 kernel, and weights of a layer whose
+# rows fill less than half a vector.
+POINTWISE_CHANNELS = 16
+NARROW_WEIGHTS = 1 << 14
 
 _ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 _Kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)
@@ -133,7 +140,25 @@ def _kernel(make, a, b, x_shape, w_shape, stride, padding, dilation, groups) -> 
     layer = _layer(element, x_shape[1:], w_shape, stride, padding, dilation, groups)
     if layer is None or x_shape[0] * layer.work < LEAST_WORK or machine() is None:
         return None
-    return make(layer)
+    return None if _better_as_products(layer) else make(layer)
+
+
+@lru_cache(4096)
+def _better_as_products(layer: Layer) -> bool:
+    """Whether the matrix products of the reference are faster. Measured with 8 lanes, forward,
+    input gradient and weight gradient, in us, kernels / reference:
+
+    1x1, 256 to 64 channels, (4, 256, 56, 56)   8000, 13000, 10800 / 5500, 6000, 6000
+    1x1, 8 to 16 channels, (16, 8, 28, 28)      80, 140, 130 / 95, 90, 95
+    3x3, 256 channels, (32, 256, 3, 3)          18300, 24800, 31000 / 11300, 13500, 11000
+    3x3, 16 channels, (32, 16, 3, 3)            50, 50, 65 / 110, 210, 120
+    3x3, 64 channels, (32, 64, 4, 4)            870, 790, 1100 / 1190, 1700, 1200
+    """
+    pointwise = layer.kernel == layer.stride == (1, 1) and layer.out == layer.image
+    narrow = 2 * layer.out[1] < max(_register_file(layer.element)[1])
+    if pointwise and min(layer.depth, layer.width) >= POINTWISE_CHANNELS:
+        return True
+    return narrow and layer.taps * layer.width >= NARROW_WEIGHTS
 
 
 @lru_cache(4096)
@@ -199,8 +224,11 @@ def _weight_kernel(layer: Layer) -> Compiled | None:
     tile = _cheapest(_weight_tiles(layer))
     x, g = kernels.weight_frames(layer, tile.lanes)
     size = 8 if layer.element == "double" else 4
-    images = IMAGES // (size * (x.plane + tile.channels * g.plane))
-    tile = tile._replace(images=max(1, min(MOST_IMAGES, images)))
+    images = CACHE // 2 // (size * (x.plane + tile.channels * g.plane))
+    rows = CACHE // (size * (layer.stride[0] * x.pitch + tile.channels * g.pitch))
+    tile = tile._replace(
+        images=max(1, min(MOST_IMAGES, images)), rows=max(LEAST_ROWS, min(layer.out[0], rows))
+    )
     return Compiled(layer, tile, kernels.weight_text, kernels.weight_scratch, _WeightKernel)
 
 
@@ -215,32 +243,30 @@ def _weight_tiles(layer: Layer):
         if cycles is not None:
             vectors = layer.out[0] * kernels.column_vectors(layer, n)
             cost = layer.width // channels * parts * (vectors * cycles + 10 + channels * taps)
-            yield cost, WeightTile(n, channels, taps, 1)
+            yield cost, WeightTile(n, channels, taps, 1, 1)
 
 
 @lru_cache(4096)
-def _input_kernel(layer: Layer) -> Compiled | None:
-    if layer.stride != (1, 1):
-        return None
+def _input_kernel(layer: Layer) -> Compiled:
     tile = _cheapest(_input_tiles(layer))
     return Compiled(layer, tile, kernels.input_gradient_text, kernels.input_gradient_scratch)
 
 
 def _input_tiles(layer: Layer):
     registers, lanes = _register_file(layer.element)
-    kernel_rows, kernel_columns = layer.kernel
-    for n, taps, rows, vectors in product(
-        lanes, range(1, kernel_columns + 1), range(1, 9), range(1, 13)
-    ):
+    phases, columns = kernels.row_phases(layer), layer.kernel[1]
+    sizes = product(lanes, range(1, columns + 1), range(1, 9), range(1, 13))
+    for n, taps, rows, vectors in sizes:
         whole = kernels.column_vectors(layer, n)
-        if rows > layer.image[0] or vectors > whole or whole % vectors:
+        if rows > layer.image[0] or vectors > whole:
             continue
-        parts = -(-kernel_columns // taps)
-        taps = -(-kernel_columns // parts)
+        parts = -(-columns // taps)
+        taps = -(-columns // parts)
         x = rows * vectors
         cycles = _cycles(x * taps, x + taps, registers, min(x, taps))
         if cycles is not None:
             # a tile of rows meets rows - 1 kernel rows that only some of its rows need
-            steps = layer.width * (kernel_rows + (rows - 1) / 2)
-            tiles = -(-layer.image[0] // rows) * whole // vectors * parts
-            yield tiles * (steps * cycles + 30 + 6 * x * taps), InputTile(n, taps, rows, vectors)
+            steps = sum(-(-p.count // rows) * (p.taps + (rows - 1) / 2) for p in phases)
+            tiles = sum(-(-p.count // rows) for p in phases)
+            cost = steps * layer.width * cycles + tiles * (30 + 6 * x * taps)
+            yield cost * -(-whole // vectors) * parts, InputTile(n, taps, rows, vectors)

