@@ -534,22 +534,19 @@ def _region(i: int, n: int, parts: int) -> tuple[int, int]:
 # normalisation
 
 
-def _as_rows(name, input, axes: int, *tensors):
-    """The input with its last axes as one, and tensors of their shape with one axis; None unless
-    all have one floating dtype."""
-    dtype = input.array.dtype
-    if dtype.kind != "f" or any(t.array.dtype != dtype for t in tensors):
-        return None
-    for t in tensors:
-        functions._check_devices(name, input, t)
-    if axes == 1:
-        return input, *tensors
-    rows = functions.reshape(input, *input.shape[:-axes], -1)
-    return rows, *[functions.reshape(t, -1) for t in tensors]
+def _standardize(x, axes: int, eps: float) -> Tensor:
+    """Zero mean and unit variance over the last ``axes``."""
+    functions._check_floating("layer_norm", x)
+    rows = x if axes == 1 else functions.reshape(x, *x.shape[:-axes], -1)
+    out = nn_ops.standardize(rows, eps=eps)
+    return out if axes == 1 else functions.reshape(out, *x.shape)
 
 
-def _like(x, input):
-    return x if x.shape == input.shape else functions.reshape(x, *input.shape)
+def _one_row(dtype, *tensors) -> bool:
+    """Whether all tensors are there, have one axis and this floating dtype."""
+    return dtype.kind == "f" and all(
+        t is not None and t.array.ndim == 1 and t.array.dtype == dtype for t in tensors
+    )
 
 
 def _last_dims(input, normalized_shape, weight=None, bias=None) -> tuple[int, ...]:
@@ -573,7 +570,11 @@ def _last_dims(input, normalized_shape, weight=None, bias=None) -> tuple[int, ..
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps: float = 1e-05) -> Tensor:
     """Zero mean and unit variance over the last dimensions, then scale and shift. Source: Ba et
     al., 2016."""
-    out = _normalise(input, _last_dims(input, normalized_shape, weight, bias), eps)
+    axes = len(_last_dims(input, normalized_shape, weight, bias))
+    if _one_row(input.dtype, weight, bias):
+        functions._check_devices("layer_norm", input, weight, bias)
+        return nn_ops.layer_norm(input, weight, bias, eps=eps)
+    out = _standardize(input, axes, eps)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
 
@@ -583,6 +584,9 @@ def rms_norm(input, normalized_shape, weight=None, eps: float | None = None) -> 
     2019."""
     eps = float(np.finfo(input.dtype).eps) if eps is None else eps
     dims = _last_dims(input, normalized_shape, weight)
+    if _one_row(input.dtype, weight):
+        functions._check_devices("rms_norm", input, weight)
+        return nn_ops.rms_norm(input, weight, eps=eps)
     out = input * functions.rsqrt(functions.mean(functions.square(input), dims, True) + eps)
     return out if weight is None else out * weight
 
@@ -598,7 +602,7 @@ def group_norm(input, num_groups: int, weight=None, bias=None, eps: float = 1e-0
     _check_channels(c, weight=weight, bias=bias)
     grouped = functions.reshape(input, n, num_groups, -1)
     return _scale_channels(
-        functions.reshape(_normalise(grouped, -1, eps), *input.shape), weight, bias
+        functions.reshape(_standardize(grouped, 1, eps), *input.shape), weight, bias
     )
 
 
@@ -849,12 +853,42 @@ def cross_entropy(
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     if target.dtype.kind == "f":
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis)
+    if weight is None and not label_smoothing:
+        loss = _plain_cross_entropy(input, target, ignore_index, reduction)
+        if loss is not None:
+            return loss
     logp = log_softmax(input, axis)
     loss = nll_loss(logp, target, weight, ignore_index, reduction)
     if label_smoothing == 0.0:
         return loss
     smooth = _smoothing_loss(logp, target, weight, ignore_index, reduction, axis)
     return loss * (1 - label_smoothing) + smooth * label_smoothing
+
+
+def _plain_cross_entropy(input, target, ignore_index: int, reduction: str):
+    """The loss of class indices on the CPU as one operation; None unless the input is a matrix and
+    every target a class that counts."""
+    classes = target.array
+    if (
+        classes.__class__ is not np.ndarray
+        or classes.dtype != np.int64
+        or classes.ndim != 1
+        or input.array.ndim != 2
+        or len(input.array) != len(classes)
+        or not classes.size
+        or 0 <= ignore_index < input.array.shape[1]
+    ):
+        return None
+    if reduction == "mean":
+        scale = -1.0 / classes.size
+    elif reduction in ("sum", "none"):
+        scale = -1.0
+    else:
+        return None
+    try:
+        return nn_ops.nll_of_logits(input, classes, scale, total=reduction != "none")
+    except IndexError:
+        return None
 
 
 def _smoothing_loss(logp, target, weight, ignore_index, reduction, axis):

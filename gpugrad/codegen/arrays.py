@@ -116,6 +116,10 @@ BOOLEAN = {
 }
 
 
+# Their results have one column (rows.py).
+REDUCTIONS = ("row_sum", "row_mean", "row_max")
+
+
 def _last_uses(order: list[Expr], outputs: Sequence[Expr]) -> dict[int, int]:
     last: dict[int, int] = {}
     for position, e in enumerate(order):
@@ -147,10 +151,11 @@ def straight_line(outputs, full=()) -> tuple[list[str], list[str], dict]:
     for position, e in enumerate(order):
         if e.op in ("input", "const"):
             continue
-        is_full[id(e)] = any(is_full[id(a)] for a in e.args)
+        reduces = e.op in REDUCTIONS
+        is_full[id(e)] = not reduces and any(is_full[id(a)] for a in e.args)
         boolean = e.op in BOOLEAN
         target = None
-        for a in e.args:
+        for a in () if reduces else e.args:
             if last.get(id(a)) == position and owned.get(id(a)) == boolean and is_full[id(a)]:
                 target = names(a)
                 break

@@ -34,7 +34,7 @@ from .machine import Machine, machine
 # one thread and 315 on two, of 2**19 640 and 500.
 PARALLEL = 1 << 19
 
-_ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
+ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 _BOOL = np.dtype("bool")
 _NUMBERS = (int, float, bool)
 
@@ -134,7 +134,7 @@ _RULES: dict[str, Callable] = {
 _ROUNDING = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven"}
 
 
-def _rules(compiler: Machine, element: str) -> dict[str, Callable]:
+def rules_for(compiler: Machine, element: str) -> dict[str, Callable]:
     """The primitives there are for an element type on a CPU."""
     functions = vector_math.for_element(element)
     rules = {**_RULES, **{name: _arithmetic(f) for name, f in functions.items()}}
@@ -256,7 +256,7 @@ def _compiled(program: Program, key, render: Callable[[Machine], str], kind):
     return function
 
 
-def _raises() -> bool:
+def raises() -> bool:
     """Whether NumPy is to stop at floating-point errors, which a native loop does not notice."""
     modes = np.geterr().values()
     return "raise" in modes or "call" in modes
@@ -288,7 +288,7 @@ def run(program: Program, args: Sequence) -> list[np.ndarray] | None:
         if len(program.plans) >= _PLANS:
             program.plans.clear()
         plan = program.plans[signature] = _plan(program, args) if gains else None
-    return None if plan is None or machine() is None or _raises() else plan(args)
+    return None if plan is None or machine() is None or raises() else plan(args)
 
 
 class _Plan:
@@ -349,7 +349,7 @@ def _plan(program: Program, args: Sequence) -> _Plan | None:
         return None
     sizes, strides = loops
     pattern = _inner_strides(operands.pattern, strides)
-    element, depth = _ELEMENTS[operands.dtype], 1 if len(sizes) == 1 else 3
+    element, depth = ELEMENTS[operands.dtype], 1 if len(sizes) == 1 else 3
     kernel = _compiled(
         program,
         (element, pattern, depth),
@@ -403,7 +403,7 @@ def _operands(program: Program, args: Sequence) -> _Operands | None:
         else:
             return None
     dtypes.discard(_BOOL)
-    if len(dtypes) != 1 or not dtypes <= _ELEMENTS.keys():
+    if len(dtypes) != 1 or not dtypes <= ELEMENTS.keys():
         return None
     arrays = [args[k] for k in positions]
     shape = _broadcast(program, arrays, positions)
@@ -492,7 +492,7 @@ def _rows_kernel(
     kinds = [(n, p) for n, p in zip(program.inputs, pattern, strict=True) if p in "vbVB"]
     numbered = [n for n, p in zip(program.inputs, pattern, strict=True) if p == "n"]
     inputs = {n: _number(code, numbers, k) for k, n in enumerate(numbered)}
-    rules = _rules(compiler, element)
+    rules = rules_for(compiler, element)
     sizes = [code.load(code.at(table, k), "i64") for k in range(loops)]
     bases, strides = [], []
     for k in range(len(kinds) + len(program.outputs)):
@@ -565,7 +565,7 @@ def update(program: Program, arrays: list, count: int, numbers: list[float]) -> 
     and of one shape where they belong together.
     """
     compiler = machine()
-    if compiler is None or not count or arrays[0].__class__ is not np.ndarray or _raises():
+    if compiler is None or not count or arrays[0].__class__ is not np.ndarray or raises():
         return False
     dtype = arrays[0].dtype
     kernel = program.native.get(dtype) or _compiled_update(program, dtype, len(arrays) // count)
@@ -589,7 +589,7 @@ def update(program: Program, arrays: list, count: int, numbers: list[float]) -> 
 
 
 def _compiled_update(program: Program, dtype, lists: int):
-    element = _ELEMENTS.get(dtype)
+    element = ELEMENTS.get(dtype)
     if element is None:
         return None
     return _compiled(
@@ -609,7 +609,7 @@ def _update_kernel(compiler: Machine, program: Program, element: str, lists: int
     table, count, numbers, first, last = parameters
     scalars = program.inputs[lists:]
     constants = {name: _number(code, numbers, k) for k, name in enumerate(scalars)}
-    rules = _rules(compiler, element)
+    rules = rules_for(compiler, element)
     with code.loop(code.integer(0), count) as j:
         entries = [code.at(table, count * k + j) for k in range(lists + 1)]
         pointers = [_data(code, compiler, code.load(entry, "ptr")) for entry in entries[:-1]]

@@ -303,7 +303,7 @@ class Rule:
         results = [g if e.op == "input" else g * 0.0 for e in self.outputs]
         if self.computed:
             args = (g, out, *read_args) if self.reads_output else (g, *read_args)
-            values = self.program.direct(_tensor_functions(), None, False)(*args)
+            values = self.program.direct(tensor_functions(), None, False)(*args)
             for k, value in zip(self.computed, [values] if len(self.computed) == 1 else values):
                 results[k] = value
         return results
@@ -321,7 +321,7 @@ class _TensorFunctions:
 
 
 @cache
-def _tensor_functions() -> _TensorFunctions:
+def tensor_functions() -> _TensorFunctions:
     return _TensorFunctions()
 
 
@@ -576,6 +576,28 @@ def opaque(
     never a stale number.
     """
     return Opaque(name, eval, vjps, reads, samples)
+
+
+class Joint(Opaque):
+    """An opaque function of which one rule gives the cotangents of all arguments at once."""
+
+    def __init__(self, name, eval, rule, arguments, reads, samples):
+        super().__init__(name, eval, (rule,) * arguments, reads, samples)
+        self.rule = rule
+
+    def vjp(self, g, out, args, params, needs):
+        return self.rule(tuple(needs), g, out, *args, **params)
+
+
+def joint(
+    name: str, eval: Callable, rule: Callable, *, arguments: int, reads: Sequence = (), samples=None
+) -> Joint:
+    """State an operation by ``rule(needs, g, out, *args, **params)``, which gives the cotangents of
+    its arguments for which ``needs`` is true, and None for the others.
+
+    For cotangents that share their work; ``reads`` as for ``opaque``.
+    """
+    return Joint(name, eval, rule, arguments, reads, samples)
 
 
 # ------------------------------------------------------------------------------------------------

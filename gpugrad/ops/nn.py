@@ -1,58 +1,205 @@
-"""Operations of neural networks that are not worth composing: softmax, convolution, pooling."""
+"""Operations of neural networks that are not worth composing: softmax, norms, convolution,
+pooling."""
 
 from __future__ import annotations
+
+from functools import cache
 
 from ..backend.arrays import array_module, backend_of
 from ..codegen import pooling as native
 from . import convolution
-from .core import bilinear, linear, opaque
-from .elementwise import exp
-from .reduce import sum as reduce_sum
+from .core import bilinear, joint, linear, opaque
+from .elementwise import eq, exp, log, rsqrt, square, where
+from .index import pick, unpick
+from .rows import (
+    COLUMN,
+    ELEMENT,
+    INDEX,
+    NUMBER,
+    ROW,
+    TOTAL,
+    RowFormula,
+    along,
+    position,
+    row_max,
+    row_mean,
+    row_sum,
+)
+from .shape import reshape
+
+# ---- softmax: formulas over rows, which the axis is moved to
 
 
-def _centred(x, axis, xp):
-    """``x`` minus its maximum along an axis, in fresh memory; NaN in rows without a finite one."""
-    top = xp.maximum.reduce(x, axis=axis, keepdims=True)
-    return xp.subtract(x, top, out=backend_of(x).empty(x.shape, x.dtype))
+def _softmax(x):
+    e = exp(x - row_max(x))
+    return e / row_sum(e)
 
 
-def _softmax(x, *, axis):
-    xp = array_module(x)
-    out = _centred(x, axis, xp)
-    xp.exp(out, out)
-    out /= xp.add.reduce(out, axis=axis, keepdims=True)
-    return out
+def _log_softmax(x):
+    centred = x - row_max(x)
+    return centred - log(row_sum(exp(centred)))
 
 
-def _log_softmax(x, *, axis):
-    xp = array_module(x)
-    out = _centred(x, axis, xp)
-    e = xp.exp(out, backend_of(x).empty(x.shape, x.dtype))
-    out -= xp.log(xp.add.reduce(e, axis=axis, keepdims=True))
-    return out
+softmax_rows = RowFormula(_softmax, x=ELEMENT)
+softmax_rows_vjp = RowFormula(lambda g, y: y * (g - row_sum(g * y)), g=ELEMENT, y=ELEMENT)
+log_softmax_rows = RowFormula(_log_softmax, x=ELEMENT)
+log_softmax_rows_vjp = RowFormula(lambda g, y: g - exp(y) * row_sum(g), g=ELEMENT, y=ELEMENT)
 
 
 def _axis_samples(r):
     return [((r(3, 4),), {"axis": 1}), ((r(2, 3, 4),), {"axis": 0}), ((r(5),), {"axis": 0})]
 
 
-def _row_sum(x, axis):
-    return reduce_sum(x, axes=(axis,), keepdims=True)
-
-
 softmax = opaque(
     "softmax",
-    _softmax,
-    lambda g, y, x, *, axis: y * (g - _row_sum(g * y, axis)),
+    lambda x, *, axis: along(softmax_rows, axis, x),
+    lambda g, y, x, *, axis: along(softmax_rows_vjp, axis, g, y),
     reads=("out",),
     samples=_axis_samples,
 )
 log_softmax = opaque(
     "log_softmax",
-    _log_softmax,
-    lambda g, y, x, *, axis: g - exp(y) * _row_sum(g, axis),
+    lambda x, *, axis: along(log_softmax_rows, axis, x),
+    lambda g, y, x, *, axis: along(log_softmax_rows_vjp, axis, g, y),
     reads=("out",),
     samples=_axis_samples,
+)
+
+# ---- negative log-likelihood of class indices: log_softmax and pick in one pass each way
+
+
+def _nll(x, target, scale):
+    top = row_max(x)
+    wanted = row_sum(where(eq(position, target), x, 0))
+    return scale * (wanted - top - log(row_sum(exp(x - top))))
+
+
+def _nll_vjp(x, target, factor):
+    return factor * (eq(position, target) - _softmax(x))
+
+
+_nll_inputs = {"x": ELEMENT, "target": INDEX, "scale": NUMBER}
+nll_total = RowFormula(_nll, (TOTAL,), **_nll_inputs)
+nll_each = RowFormula(_nll, (ROW,), **_nll_inputs)
+nll_total_vjp = RowFormula(_nll_vjp, x=ELEMENT, target=INDEX, factor=NUMBER)
+nll_each_vjp = RowFormula(_nll_vjp, x=ELEMENT, target=INDEX, factor=ROW)
+
+
+def _nll_of_logits(x, target, scale, *, total):
+    """``scale * log_softmax(x)[i, target[i]]``, summed if ``total``; IndexError for a target that
+    is no class."""
+    found = (nll_total if total else nll_each).program.native((x, target, scale))
+    if found is not None:
+        return found[0] if total else found[0][:, 0]
+    if target.size and not bool(((target >= 0) & (target < x.shape[1])).all()):
+        raise IndexError("a target is no class")
+    return pick(log_softmax_rows(x), target, scale, axis=1, total=total)
+
+
+def _nll_of_logits_vjp(g, out, x, target, scale, *, total):
+    if g.__class__ is x.__class__ is target.__class__:
+        if total:
+            found = nll_total_vjp.program.native((x, target, float(g) * scale))
+        else:
+            found = nll_each_vjp.program.native((x, target, g[:, None] * scale))
+        if found is not None:
+            return found[0]
+    factor = g * scale if total else reshape(g, shape=(*g.shape, 1)) * scale
+    hits = unpick(g, target, scale, shape=x.shape, axis=1, total=total)
+    return hits - softmax(x, axis=1) * factor
+
+
+nll_of_logits = opaque(
+    "nll_of_logits",
+    _nll_of_logits,
+    _nll_of_logits_vjp,
+    samples=lambda r: [
+        ((r(3, 4), r.integers(4, 3), -0.5), {"total": True}),
+        ((r(3, 4), r.integers(4, 3), -1.0), {"total": False}),
+    ],
+)
+
+# ---- normalisation of rows
+
+
+def _scaled_row(x, eps):
+    """A row minus its mean, and the inverse of its standard deviation."""
+    centred = x - row_mean(x)
+    return centred, rsqrt(row_mean(square(centred)) + eps)
+
+
+def _layer_norm(x, weight, bias, eps):
+    centred, inverse = _scaled_row(x, eps)
+    return centred * inverse * weight + bias
+
+
+def _layer_norm_vjp(g, x, weight, eps):
+    centred, inverse = _scaled_row(x, eps)
+    y = centred * inverse
+    h = g * weight
+    # the mean of h * y, with a reduction that need not wait for the standard deviation
+    shared = row_mean(h * centred) * inverse
+    return inverse * (h - row_mean(h) - y * shared), g * y, g
+
+
+def _rms_norm(x, weight, eps):
+    return x * rsqrt(row_mean(square(x)) + eps) * weight
+
+
+def _rms_norm_vjp(g, x, weight, eps):
+    inverse = rsqrt(row_mean(square(x)) + eps)
+    y = x * inverse
+    h = g * weight
+    return inverse * (h - y * (row_mean(h * x) * inverse)), g * y
+
+
+@cache
+def _norm_rule(function, needs) -> RowFormula:
+    """The cotangents of a norm that are needed: of the elements, the weight, the bias."""
+    kinds = (ELEMENT, COLUMN, COLUMN)[: len(needs)]
+    return RowFormula(
+        lambda *args: [d for d, need in zip(function(*args), needs, strict=True) if need],
+        [kind for kind, need in zip(kinds, needs, strict=True) if need],
+        g=ELEMENT, x=ELEMENT, weight=COLUMN, eps=NUMBER,
+    )  # fmt: skip
+
+
+def _norm_vjp(function):
+    def rule(needs, g, out, x, weight, *bias, eps):
+        found = _norm_rule(function, needs)(g, x, weight, eps)
+        found = iter(found if sum(needs) > 1 else [found])
+        return [next(found) if need else None for need in needs]
+
+    return rule
+
+
+layer_norm_rows = RowFormula(_layer_norm, x=ELEMENT, weight=COLUMN, bias=COLUMN, eps=NUMBER)
+rms_norm_rows = RowFormula(_rms_norm, x=ELEMENT, weight=COLUMN, eps=NUMBER)
+layer_norm = joint(
+    "layer_norm",
+    lambda x, weight, bias, *, eps: layer_norm_rows(x, weight, bias, eps),
+    _norm_vjp(_layer_norm_vjp),
+    arguments=3,
+    reads=(0, 1),
+    samples=lambda r: [((r(3, 5), r(5), r(5)), {"eps": 0.1}), ((r(4), r(4), r(4)), {"eps": 0.1})],
+)
+rms_norm = joint(
+    "rms_norm",
+    lambda x, weight, *, eps: rms_norm_rows(x, weight, eps),
+    _norm_vjp(_rms_norm_vjp),
+    arguments=2,
+    reads=(0, 1),
+    samples=lambda r: [((r(2, 3, 5), r(5)), {"eps": 0.1})],
+)
+standardize_rows = RowFormula(lambda x, eps: _layer_norm(x, 1, 0, eps), x=ELEMENT, eps=NUMBER)
+standardize_rows_vjp = RowFormula(
+    lambda g, x, eps: _layer_norm_vjp(g, x, 1, eps)[0], g=ELEMENT, x=ELEMENT, eps=NUMBER
+)
+standardize = opaque(
+    "standardize",
+    lambda x, *, eps: standardize_rows(x, eps),
+    lambda g, out, x, *, eps: standardize_rows_vjp(g, x, eps),
+    samples=lambda r: [((r(3, 5),), {"eps": 0.1})],
 )
 
 # ---- convolution: three bilinear operations that are each other's transposes

@@ -1,0 +1,610 @@
+"""Row programs: expressions whose elements also see sums, means and maxima of their row.
+
+A row is the last axis. ``row_sum(e)``, ``row_mean(e)`` and ``row_max(e)`` are constant along it and
+may be part of larger expressions: softmax is ``exp(x - row_max(x))`` divided by its ``row_sum``. A
+program renders to NumPy (any layout, the reference) and to one native loop over rows:
+
+- a row is passed over once for every reduction that waits for another one, and once for the
+  results; what is read again is still in the L1 cache
+- a function that several passes need is computed once and kept in the memory of the result
+- float32 is summed in float64, float64 in as many sums as a vector has lanes
+- a row that fits into one vector is loaded once and stays in registers
+
+Sums over rows (gradients of weights, a loss) are made of one sum for each group of rows. The groups
+depend on the shape alone, so that the number of threads changes no bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import warnings
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from ..backend import numpy as backend
+from ..backend.arrays import array_module
+from ..backend.memory import LARGE
+from . import llvm, vector_math
+from .arrays import REDUCTIONS, Program
+from .expr import Expr, as_expr, build, declare, topological, variable
+from .functions import functions_for
+from .ir import Code, Value, with_element
+from .machine import Machine, machine
+
+# What an input holds: a number per element, per column, per row; one number; the number of a column
+# for each row (int64, checked).
+ELEMENT, COLUMN, ROW, NUMBER, INDEX = "element", "column", "row", "number", "index"
+# An output may be per element or row, or a sum over rows: per column, or of one number per row.
+TOTAL = "total"
+
+# A kernel for arrays below LARGE is made at this call of a program: it takes 10 ms to compile, for
+# which a program that runs once or twice should not wait.
+CALLS = 3
+# Elements from which threads are worth their dispatch (20-40 us): softmax takes 1 ns for each.
+PARALLEL = 1 << 17
+# Elements of a group of rows.
+GROUP = 1 << 16
+# Beyond, column numbers are no float32 numbers.
+_EXACT = 1 << 24
+
+for _name in REDUCTIONS:
+    declare(_name, None, _name)
+
+_INT64 = np.dtype("int64")
+_READABLE = 0x101  # flags of NumPy: C-contiguous and aligned
+
+# The number of the column, as an expression.
+position = variable("position")
+
+
+def row_sum(e) -> Expr:
+    """The sum of an expression along the row."""
+    return build("row_sum", as_expr(e))
+
+
+def row_mean(e) -> Expr:
+    """The mean of an expression along the row."""
+    return build("row_mean", as_expr(e))
+
+
+def row_max(e) -> Expr:
+    """The maximum of an expression along the row; NaN if there is one."""
+    return build("row_max", as_expr(e))
+
+
+class RowProgram:
+    """Expressions over rows: outputs with their kinds, and the kinds of the inputs by name.
+
+    The first input is of elements; its shape is that of all. Arrays per column have the shape of a
+    row, arrays per row the length 1 along the last axis, indices lack that axis.
+    """
+
+    def __init__(self, outputs: Sequence[tuple[str, Expr]], inputs: dict[str, str]):
+        self.outputs, self.inputs = list(outputs), inputs
+        names = [*inputs, "position"]
+        full = [name for name, kind in inputs.items() if kind == ELEMENT]
+        self.program = Program([e for _, e in outputs], names, full)
+        self._reads_position = "position" in self.program.used
+        self._kinds = tuple(inputs.values())
+        self._numbers = [k for k, kind in enumerate(self._kinds) if kind == NUMBER]
+        self._kernels: dict = {}
+        self._calls = 0
+
+    def __call__(self, *args):
+        """An array, or a list of several; indices out of range raise IndexError."""
+        results = self.native(args)
+        if results is None:
+            results = self.reference(args)
+        return results[0] if len(results) == 1 else results
+
+    # ---- array functions
+
+    def reference(self, args: Sequence) -> list:
+        """The outputs by functions of NumPy or CuPy; large ones in groups of rows that stay in the
+        cache."""
+        x = args[0]
+        for a, kind in zip(args, self._kinds, strict=True):
+            if kind == INDEX and a.size and not bool(((a >= 0) & (a < x.shape[-1])).all()):
+                raise IndexError("an index is no column")
+        if x.__class__ is np.ndarray and x.nbytes >= LARGE and self._contiguous(args):
+            return self._in_groups(args)
+        return self._direct(args)
+
+    def _direct(self, args: Sequence) -> list:
+        x = args[0]
+        xp = array_module(x)
+        values = [a[..., None] if k == INDEX else a for a, k in zip(args, self._kinds, strict=True)]
+        numbers = xp.arange(x.shape[-1]) if self._reads_position else None
+        results = self.program.direct(functions_for(xp))(*values, numbers)
+        results = results if len(self.outputs) > 1 else [results]
+        return [
+            self._summed(r, kind, xp) for r, (kind, _) in zip(results, self.outputs, strict=True)
+        ]
+
+    @staticmethod
+    def _summed(value, kind: str, xp):
+        if kind == COLUMN:
+            return xp.add.reduce(value, axis=tuple(range(value.ndim - 1)))
+        return xp.asarray(xp.add.reduce(value, axis=None)) if kind == TOTAL else value
+
+    def _contiguous(self, args) -> bool:
+        return all(
+            a.flags.c_contiguous
+            for a, kind in zip(args, self._kinds, strict=True)
+            if kind in (ELEMENT, ROW, INDEX)
+        )
+
+    def _in_groups(self, args: Sequence) -> list:
+        x = args[0]
+        columns = x.shape[-1]
+        rows = x.size // columns
+        step = max(1, backend.BLOCK // columns)
+        results = self._outputs(x, -(-rows // step))
+        lengths = {ELEMENT: (rows, columns), ROW: (rows, 1), INDEX: (rows,)}
+        flat = [
+            a.reshape(lengths[kind]) if kind in lengths else a
+            for a, kind in zip(args, self._kinds, strict=True)
+        ]
+        split = [kind in lengths for kind in self._kinds]
+        targets = [
+            out.reshape(lengths.get(kind, out.shape))
+            for out, (kind, _) in zip(results, self.outputs, strict=True)
+        ]
+        errors = np.geterr()  # settings of floating-point errors belong to a thread
+
+        def group(k: int) -> None:
+            part = slice(k * step, (k + 1) * step)
+            found = self._direct([a[part] if s else a for a, s in zip(flat, split, strict=True)])
+            for target, value, (kind, _) in zip(targets, found, self.outputs, strict=True):
+                target[part if kind in lengths else k] = value
+
+        def some(k: int, parts: int) -> None:
+            count = -(-rows // step)
+            with np.errstate(**errors):
+                for j in range(count * k // parts, count * (k + 1) // parts):
+                    group(j)
+
+        backend.run_parts(some, x.size, backend.PARALLEL)
+        return self._without_groups(results)
+
+    def _outputs(self, x, groups: int) -> list:
+        """Memory for the outputs; sums over rows have a part for each group."""
+        shapes = {
+            ELEMENT: x.shape,
+            ROW: (*x.shape[:-1], 1),
+            COLUMN: (groups, x.shape[-1]),
+            TOTAL: (groups,),
+        }
+        return [backend.empty(shapes[kind], x.dtype) for kind, _ in self.outputs]
+
+    def _without_groups(self, results: list) -> list:
+        return [
+            np.asarray(r[0] if len(r) == 1 else np.add.reduce(r, axis=0))
+            if kind in (COLUMN, TOTAL)
+            else r
+            for r, (kind, _) in zip(results, self.outputs, strict=True)
+        ]
+
+    # ---- native code
+
+    def native(self, args: Sequence) -> list | None:
+        """The outputs by a kernel, or None where NumPy must compute them."""
+        x = args[0]
+        if x.__class__ is not np.ndarray:
+            return None
+        dtype, columns, size = x.dtype, x.shape[-1], x.size
+        kernel = self._kernel(dtype, columns, x.nbytes)
+        if kernel is None or not size or llvm.raises():
+            return None
+        rows = size // columns
+        arrays = []
+        for a, kind in zip(args, self._kinds, strict=True):
+            if kind == NUMBER:
+                continue
+            if a.__class__ is not np.ndarray or a.dtype != (_INT64 if kind == INDEX else dtype):
+                return None
+            if a.shape != _shape(kind, x):
+                return None
+            arrays.append(a if a.flags.num & _READABLE == _READABLE else _copy(a))
+        step = max(1, GROUP // columns)
+        groups = -(-rows // step)
+        results = self._outputs(x, groups)
+        call = partial(
+            kernel,
+            *[id(a) for a in arrays],
+            *[id(r) for r in results],
+            *[args[k] for k in self._numbers],
+            rows,
+            columns,
+            step,
+        )
+        if _run(call, groups, size):
+            raise IndexError("an index is no column")
+        return self._without_groups(results)
+
+    def _kernel(self, dtype, columns: int, nbytes: int):
+        """The kernel for rows of a length; None where there is none, or not yet."""
+        kernels = self._kernels.get(dtype)
+        if kernels is None:
+            if nbytes < LARGE:
+                self._calls += 1
+                if self._calls < CALLS:
+                    return None
+            kernels = self._kernels[dtype] = _Kernels(self, dtype)
+        return kernels.of(columns)
+
+
+def _shape(kind: str, x: np.ndarray) -> tuple[int, ...]:
+    """The shape of an input of a kind beside elements ``x``."""
+    if kind == ELEMENT:
+        return x.shape
+    if kind == COLUMN:
+        return x.shape[-1:]
+    return (*x.shape[:-1], 1) if kind == ROW else x.shape[:-1]
+
+
+def _copy(a: np.ndarray) -> np.ndarray:
+    """A contiguous, aligned one."""
+    out = backend.empty(a.shape, a.dtype)
+    out[...] = a
+    return out
+
+
+def _run(call, groups: int, size: int) -> int:
+    """Nonzero if a group found an index out of range."""
+    if size < PARALLEL:
+        return call(0, groups)
+    failed = []
+
+    def part(k: int, parts: int) -> None:
+        failed.append(call(groups * k // parts, groups * (k + 1) // parts))
+
+    backend.run_parts(part, size, PARALLEL)
+    return any(failed)
+
+
+class _Kernels:
+    """The kernels of a program for a dtype, compiled on first use: for rows of up to half a vector,
+    up to one, and longer."""
+
+    def __init__(self, rows: RowProgram, dtype):
+        self.rows, self.element, self.compiler = rows, llvm.ELEMENTS.get(dtype), machine()
+        self.lanes = self.compiler.lanes(self.element) if self.supported else 0
+        self.made: dict = {}
+
+    @property
+    def supported(self) -> bool:
+        return self.compiler is not None and self.element is not None
+
+    def of(self, columns: int):
+        lanes = self.lanes
+        short = columns <= lanes
+        if 2 * columns <= lanes:
+            lanes //= 2
+        found = self.made.get((lanes, short), _Kernels)
+        if found is _Kernels:
+            found = self.made[lanes, short] = self._make(lanes, short)
+        return found if columns <= _EXACT else None
+
+    def _make(self, lanes: int, short: bool):
+        if not self.supported:
+            return None
+        numbers = len(self.rows._numbers)
+        arrays = len(self.rows.inputs) - numbers + len(self.rows.outputs)
+        kind = ctypes.CFUNCTYPE(
+            ctypes.c_int64,
+            *[ctypes.c_void_p] * arrays,
+            *[ctypes.c_double] * numbers,
+            *[ctypes.c_int64] * 5,
+        )
+        try:
+            text = _Writer(self.compiler, self.rows, self.element, lanes, short).text()
+            return kind(self.compiler.load(text))
+        except llvm.Unsupported:
+            return None
+        except RuntimeError as error:  # slower, not wrong
+            warnings.warn(f"no native kernel, LLVM refuses it: {error}", stacklevel=2)
+            return None
+
+
+class _Writer:
+    """Writes ``kernel(arrays..., outputs..., numbers..., rows, columns, step, first, last)``, which
+    does the groups of ``step`` rows from ``first`` to ``last`` and returns 0, or 1 at once if an
+    index is no column.
+    """
+
+    def __init__(self, compiler: Machine, rows: RowProgram, element: str, lanes: int, short: bool):
+        self.code = code = Code(element, lanes)
+        self.rows, self.short = rows, short
+        self.rules = llvm.rules_for(compiler, element)
+        arrays = [name for name, kind in rows.inputs.items() if kind != NUMBER]
+        numbers = [name for name, kind in rows.inputs.items() if kind == NUMBER]
+        outputs = [f"out{k}" for k in range(len(rows.outputs))]
+        objects = [code.parameter(name, "ptr") for name in (*arrays, *outputs)]
+        reals = [code.parameter(name, "double") for name in numbers]
+        sizes = [code.parameter(n, "i64") for n in ("rows", "columns", "step", "first", "last")]
+        self.parameters = [*objects, *reals, *sizes]
+        self.count, self.columns, self.step, self.first, self.last = sizes
+        offset = compiler.offsets["data"]
+        data = [code.load(code.at(o, offset, "i8"), "ptr") for o in objects]
+        self.data = dict(zip(arrays, data, strict=False))
+        self.targets = data[len(arrays) :]
+        self.number = {n: code.splat(self._narrow(v)) for n, v in zip(numbers, reals, strict=True)}
+        self._plan()
+
+    # ---- what is computed when
+
+    def _plan(self) -> None:
+        """The level of an expression is the number of passes its reductions need."""
+        self.order = topological(self.rows.program.outputs)
+        self.level: dict[Expr, int] = {}
+        self.varies: dict[Expr, bool] = {}
+        for e in self.order:
+            below = [] if e.op in ("input", "const") else e.args
+            self.level[e] = max([self.level[a] for a in below], default=0) + (e.op in REDUCTIONS)
+            if e.op == "input":
+                kind = self.rows.inputs.get(e.args[0], COLUMN)  # the position is none of them
+                self.varies[e] = kind in (ELEMENT, COLUMN)
+            else:
+                self.varies[e] = e.op not in REDUCTIONS and any(self.varies[a] for a in below)
+        self.passes = max(self.level.values())
+        roots = [
+            [e.args[0] for e in self.order if e.op in REDUCTIONS and self.level[e] == p + 1]
+            for p in range(self.passes)
+        ]
+        self.results = [e for kind, e in self.rows.outputs if kind in (ELEMENT, COLUMN)]
+        self.needed = [self._below(r) for r in (*roots, self.results)]
+        self.kept, self.kept_in = self._keep()
+
+    def _below(self, roots: Sequence[Expr]) -> list[Expr]:
+        """What a pass computes for its roots, of the expressions that vary along the row."""
+        found: list[Expr] = []
+        stack = list(roots)
+        while stack:
+            e = stack.pop()
+            if self.varies[e] and e not in found:
+                found.append(e)
+                stack.extend(() if e.op == "input" else e.args)
+        return found
+
+    def _keep(self) -> tuple[Expr | None, Value | None]:
+        """The function to keep in the memory of a result, if several passes need one."""
+        functions = vector_math.for_element(self.code.element)
+        homes = [
+            t for t, (k, _) in zip(self.targets, self.rows.outputs, strict=True) if k == ELEMENT
+        ]
+        if self.short or not homes:
+            return None, None
+        for e in reversed(self.order):
+            if e.op in functions and sum(e in needed for needed in self.needed) > 1:
+                return e, homes[0]
+        return None, None
+
+    # ---- the function
+
+    def text(self) -> str:
+        code = self.code
+        total = [k for k, (kind, _) in enumerate(self.rows.outputs) if kind == TOTAL]
+        self.totals = {k: code.emit("alloca double", "ptr") for k in total}
+        zero = Value(code, "0.0", "double")
+        with code.loop(self.first, self.last) as group:
+            for place in self.totals.values():
+                code.store(zero, place)
+            self.sums = {
+                k: code.at(t, group * self.columns, code.element)
+                for k, t in enumerate(self.targets)
+                if self.rows.outputs[k][0] == COLUMN
+            }
+            self._clear()
+            start = group * self.step
+            stop = start + self.step
+            stop = code.select(stop.compare("slt", self.count), stop, self.count)
+            with code.loop(start, stop) as row:
+                self._row(row)
+            for k, place in self.totals.items():
+                value = self._narrow(code.load(place, "double"))
+                code.store(value, code.at(self.targets[k], group, code.element))
+        return code.function("kernel", self.parameters, "i64 0")
+
+    def _clear(self) -> None:
+        zero = self.code.constant(0.0)
+        if self.sums:
+            self._sweep([], lambda i, mask, whole, _: self._put(zero, self.sums, i, mask, whole))
+
+    def _row(self, row: Value) -> None:
+        code = self.code
+        start = row * self.columns
+        self.pointers = {}
+        self.known: dict[Expr, Value] = {}  # what is constant along the row
+        self.loaded: dict[Expr, Value] = {}  # of a row in one vector: everything else
+        for e in self.order:
+            if e.op == "const":
+                self.known[e] = code.constant(e.args[0])
+            elif e.op == "input":
+                self._input(e, row, start)
+        elements = [k for k, (kind, _) in enumerate(self.rows.outputs) if kind == ELEMENT]
+        self.places = {k: code.at(self.targets[k], start, code.element) for k in elements}
+        if self.kept is not None:
+            self.home = code.at(self.kept_in, start, code.element)
+        self.is_kept = False
+        for level in range(self.passes + 1):
+            for e in self.order:
+                if self.level[e] == level and not self.varies[e] and e not in self.known:
+                    self._value(e, {})
+            if level < self.passes:
+                self._reduce(level)
+        self._finish(row)
+
+    def _input(self, e: Expr, row: Value, start: Value) -> None:
+        name, code = e.args[0], self.code
+        kind = self.rows.inputs.get(name)
+        if kind == NUMBER:
+            self.known[e] = self.number[name]
+        elif kind == INDEX:
+            index = code.load(code.at(self.data[name], row), "i64")
+            code.leave_unless(index.compare("ult", self.columns), "i64 1")
+            self.known[e] = code.splat(index.convert("sitofp", code.element))
+        elif kind == ROW:
+            place = code.at(self.data[name], row, code.element)
+            self.known[e] = code.splat(code.load(place, code.element))
+        elif kind == ELEMENT:
+            self.pointers[e] = code.at(self.data[name], start, code.element)
+        elif kind == COLUMN:
+            self.pointers[e] = self.data[name]
+
+    def _value(self, e: Expr, found: dict[Expr, Value]) -> Value:
+        """A value, computed unless it is there; ``found`` are those of one vector."""
+        value = self.known.get(e) or found.get(e)
+        if value is None:
+            if e.op not in self.rules:
+                raise llvm.Unsupported
+            value = self.rules[e.op](*[self._value(a, found) for a in e.args])
+            (found if self.varies[e] else self.known)[e] = value
+        return value
+
+    # ---- passes
+
+    def _reduce(self, level: int) -> None:
+        """One pass for all reductions of a level."""
+        code = self.code
+        reductions = [e for e in self.order if e.op in REDUCTIONS and self.level[e] == level + 1]
+        wide = with_element(code.vector, "double")
+        least = {e: -math.inf if e.op == "row_max" else 0.0 for e in reductions}
+
+        def body(i: Value, mask: Value, whole: Value | None, sums: list[Value]) -> list[Value]:
+            found = self._load(level, i, mask, whole)
+            results = []
+            for e, total in zip(reductions, sums, strict=True):
+                value = code.select(mask, self._value(e.args[0], found), least[e])
+                if e.op == "row_max":
+                    results.append(self.rules["maximum"](value, total))
+                    continue
+                if wide != code.vector:
+                    value = value.convert("fpext", wide)
+                results.append(total + value)
+            if self.kept in found and not self.is_kept:
+                self._put(found[self.kept], {0: self.home}, i, mask, whole)
+            return results
+
+        start = [
+            code.constant(-math.inf) if e.op == "row_max" else Value(code, "zeroinitializer", wide)
+            for e in reductions
+        ]
+        for e, total in zip(reductions, self._sweep(start, body), strict=True):
+            self.known[e] = self._across(e, total)
+        self.is_kept = self.is_kept or self.kept in self.needed[level]
+
+    def _across(self, e: Expr, value: Value) -> Value:
+        """A vector of the sum or maximum of the lanes."""
+        code, lanes = self.code, self.code.lanes
+        scalar = value.type.split(" x ")[1].rstrip(">")
+        while lanes > 1:
+            lanes //= 2
+            low, high = (self._part(value, range(k, k + lanes)) for k in (0, lanes))
+            value = self.rules["maximum"](low, high) if e.op == "row_max" else low + high
+        result = code.emit(f"extractelement {value}, i64 0", scalar)
+        if e.op == "row_mean":
+            result = result / self.columns.convert("sitofp", "double")
+        return code.splat(result if e.op == "row_max" else self._narrow(result))
+
+    def _part(self, value: Value, lanes: range) -> Value:
+        numbers = ", ".join(f"i32 {n}" for n in lanes)
+        type = f"<{len(lanes)} x {value.type.split(' x ')[1]}"
+        text = f"shufflevector {value}, {value.type} poison, <{len(lanes)} x i32> <{numbers}>"
+        return self.code.emit(text, type)
+
+    def _narrow(self, value: Value) -> Value:
+        """A float64 number in the type of the elements."""
+        return value if self.code.element == "double" else value.convert("fptrunc", "float")
+
+    def _finish(self, row: Value) -> None:
+        """Store the results of a row."""
+        code = self.code
+        for k, (kind, e) in enumerate(self.rows.outputs):
+            if kind not in (ROW, TOTAL):
+                continue
+            value = code.emit(f"extractelement {self.known[e]}, i64 0", code.element)
+            if kind == ROW:
+                code.store(value, code.at(self.targets[k], row, code.element))
+                continue
+            value = value if code.element == "double" else value.convert("fpext", "double")
+            code.store(code.load(self.totals[k], "double") + value, self.totals[k])
+
+        def body(i: Value, mask: Value, whole: Value | None, _) -> list[Value]:
+            found = self._load(self.passes, i, mask, whole)
+            for k, (kind, e) in enumerate(self.rows.outputs):
+                if kind == ELEMENT:
+                    self._put(self._value(e, found), {k: self.places[k]}, i, mask, whole)
+                elif kind == COLUMN:
+                    (old,) = self._get([self.sums[k]], i, mask, whole)
+                    self._put(old + self._value(e, found), {k: self.sums[k]}, i, mask, whole)
+            return []
+
+        if self.results:
+            self._sweep([], body)
+
+    def _sweep(self, carried: list[Value], body) -> list[Value]:
+        """``carried = body(i, mask, whole, carried)`` for the vectors of a row.
+
+        The last one shares the code of the others: a second copy would double the compile time.
+        """
+        code, lanes = self.code, self.code.lanes
+        zero = code.integer(0)
+        if self.short:
+            return body(zero, code.first_lanes(self.columns), None, carried)
+
+        def step(values: list[Value]) -> list[Value]:
+            i, *before = values
+            rest = self.columns - i
+            whole = rest.compare("sge", lanes)
+            return [i + lanes, *body(i, code.first_lanes(rest), whole, before)]
+
+        count = (self.columns + (lanes - 1)).bitwise("lshr", lanes.bit_length() - 1)
+        return code.fold(count, [zero, *carried], step)[1:]
+
+    def _load(self, level: int, i: Value, mask: Value, whole: Value | None) -> dict[Expr, Value]:
+        """The inputs of a pass at one vector."""
+        found = self.loaded if self.short else {}
+        wanted = [e for e in self.needed[level] if e in self.pointers and e not in found]
+        pointers = [self.pointers[e] for e in wanted]
+        if self.is_kept and self.kept in self.needed[level]:
+            wanted, pointers = [*wanted, self.kept], [*pointers, self.home]
+        found.update(zip(wanted, self._get(pointers, i, mask, whole), strict=True))
+        if position in self.needed[level]:
+            found[position] = self._position(i)
+        return found
+
+    def _position(self, i: Value) -> Value:
+        code = self.code
+        lanes = ", ".join(f"{code.element} {k}.0" for k in range(code.lanes))
+        first = code.splat(i.convert("sitofp", code.element))
+        return first + Value(code, f"<{lanes}>", code.vector)
+
+    def _get(self, pointers: list, i: Value, mask: Value, whole: Value | None) -> list[Value]:
+        code = self.code
+        places = [code.at(p, i, code.element) for p in pointers]
+        if not places:
+            return []
+
+        def masked() -> list[Value]:
+            return [code.load(p, code.vector, mask) for p in places]
+
+        if whole is None:
+            return masked()
+        return code.choose(whole, lambda: [code.load(p, code.vector) for p in places], masked)
+
+    def _put(self, value: Value, pointers: dict, i: Value, mask: Value, whole) -> list[Value]:
+        code = self.code
+        places = [code.at(p, i, code.element) for p in pointers.values()]
+
+        def put(mask: Value | None) -> list[Value]:
+            for place in places:
+                code.store(value, place, mask)
+            return []
+
+        if whole is None:
+            return put(mask)
+        return code.choose(whole, lambda: put(None), lambda: put(mask))
