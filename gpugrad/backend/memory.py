@@ -10,7 +10,6 @@ Python keeps anyway is the whole bookkeeping.
 from __future__ import annotations
 
 import sys
-import sysconfig
 import threading
 from math import prod
 
@@ -22,7 +21,7 @@ _KEEP_IDLE = 256 << 20  # idle bytes the pool may keep when it has to grow
 
 _getrefcount = sys.getrefcount
 # Without the GIL reference counts are split between threads and say nothing about sharing.
-_exact_refcounts = not sysconfig.get_config_var("Py_GIL_DISABLED")
+_exact_refcounts = "free-threading build" not in sys.version
 
 
 def _size_class(nbytes: int) -> int:

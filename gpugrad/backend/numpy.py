@@ -4,7 +4,6 @@ threads."""
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from math import prod
 
@@ -159,12 +158,14 @@ def set_num_threads(n: int) -> None:
 
 
 # (process, threads, executor): a fork makes its own
-_workers: list[tuple[int, int, ThreadPoolExecutor]] = []
+_workers: list[tuple] = []
 
 
-def _executor(threads: int) -> ThreadPoolExecutor:
+def _executor(threads: int):
     key = (os.getpid(), threads)
     if not _workers or _workers[0][:2] != key:
+        from concurrent.futures import ThreadPoolExecutor  # 8 ms, for large arrays only
+
         _workers[:] = [(*key, ThreadPoolExecutor(threads, thread_name_prefix="gpugrad"))]
     return _workers[0][2]
 
