@@ -130,14 +130,20 @@ def _chunks(layer: Layer, tile: WeightTile, batch: int) -> tuple[int, int]:
 # which layers, and how
 
 
-def _kernel(make, a, b, x_shape, w_shape, stride, padding, dilation, groups) -> Compiled | None:
+def _kernel(make, a, b, *sizes) -> Compiled | None:
     """The kernel for two NumPy arrays, or None."""
     if a.__class__ is not np.ndarray or b.__class__ is not np.ndarray or a.dtype != b.dtype:
         return None
-    element = _ELEMENTS.get(a.dtype)
+    return _chosen(make, a.dtype, *sizes)
+
+
+@lru_cache(4096)
+def _chosen(make, dtype, x_shape, w_shape, *options) -> Compiled | None:
+    """One look-up by everything a call says: half the overhead of looking for the layer first."""
+    element = _ELEMENTS.get(dtype)
     if element is None or len(x_shape) != 4:
         return None
-    layer = _layer(element, x_shape[1:], w_shape, stride, padding, dilation, groups)
+    layer = _layer(element, x_shape[1:], w_shape, *options)
     if layer is None or x_shape[0] * layer.work < LEAST_WORK or machine() is None:
         return None
     return None if _better_as_products(layer) else make(layer)

@@ -25,6 +25,7 @@ pytest.importorskip("llvmlite")
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = (native._forward_kernel, native._weight_kernel, native._input_kernel)
+CHOICES = (*KERNELS, native._chosen, native._better_as_products)
 # Vector registers and lanes of CPUs: this one; AVX-512 (LLVM splits what is too wide); SSE or NEON.
 REGISTERS = {"own": None, "512 bits": (32, [16, 8, 4]), "128 bits": (16, [4, 2])}
 
@@ -43,6 +44,9 @@ def every_call(monkeypatch):
         return out
 
     monkeypatch.setattr(backend, "empty", poisoned)
+    forget()
+    yield
+    forget()
 
 
 def take_every_call(change) -> None:
@@ -58,11 +62,21 @@ def registers(request, monkeypatch):
     if found:
         monkeypatch.setattr(native, "_register_file", lambda element: found)
         monkeypatch.setattr(native, "CACHE", 1500)  # weight gradients go by a few rows at a time
-    for kernel in KERNELS:
-        kernel.cache_clear()
+    forget()
     yield
-    for kernel in KERNELS:
-        kernel.cache_clear()
+    forget()
+
+
+def forget() -> None:
+    """Choose kernels anew."""
+    for choice in CHOICES:
+        choice.cache_clear()
+
+
+def change_choice(monkeypatch, name: str, value) -> None:
+    """Change what the choice of kernels depends on."""
+    monkeypatch.setattr(native, name, value)
+    native._chosen.cache_clear()
 
 
 def pair(rng, least: int, stop: int) -> tuple[int, int]:
@@ -201,7 +215,7 @@ def test_errors_are_those_of_the_reference(sizes, monkeypatch):
     case = layer(*sizes)
     exact = case.exact(case.g, case.x, case.w)
     found = case.results(native, case.g, case.x, case.w)
-    monkeypatch.setattr(native, "machine", lambda: None)
+    change_choice(monkeypatch, "machine", lambda: None)
     plain = case.results(reference, case.g, case.x, case.w)
     for a, b, wanted in zip(found, plain, exact, strict=True):
         error, theirs = (np.sqrt(np.mean((r - wanted) ** 2)) for r in (a, b))
@@ -244,10 +258,10 @@ def test_what_the_reference_does(monkeypatch):
     assert native.forward(case.x, case.w.astype(np.float64), **case.options) is None
     wide = np.zeros((1, 1, 1, 40), np.float32)
     assert native.forward(wide, wide, **case.options) is None
-    monkeypatch.setattr(native, "LEAST_WORK", 1 << 40)
+    change_choice(monkeypatch, "LEAST_WORK", 1 << 40)
     assert case.results(native, case.g, case.x, case.w) == [None] * 3
-    monkeypatch.setattr(native, "LEAST_WORK", 1)
-    monkeypatch.setattr(native, "machine", lambda: None)
+    change_choice(monkeypatch, "LEAST_WORK", 1)
+    change_choice(monkeypatch, "machine", lambda: None)
     assert case.results(native, case.g, case.x, case.w) == [None] * 3
 
 
