@@ -87,33 +87,54 @@ matmul = bilinear(
 )
 
 
-def _linear(x, w):
-    """One product of matrices whatever leads in x: a batch of small ones is slower."""
-    out = backend_of(x).dot(_rows(x), w.T)
-    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], w.shape[0])
+# ---- products of a layer: rows of x (any leading axes) with a weight (out, in). Three bilinear
+# operations that are each other's transposes; one product of matrices each, without a record or a
+# view of the transposed weight.
 
 
 def _rows(x):
     """All leading axes merged into one."""
-    return x if x.ndim == 2 else reshape(x, shape=(prod(x.shape[:-1]), x.shape[-1]))
+    return x if x.ndim == 2 else backend_of(x).reshape(x, (prod(x.shape[:-1]), x.shape[-1]))
 
 
-def _linear_transpose_w(g, x, w):
-    return matmul(permute(_rows(g), axes=(1, 0)), _rows(x))
+def _by_rows(x, matrix):
+    out = backend_of(x).dot(_rows(x), matrix)
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], matrix.shape[1])
 
 
-# x @ w.T without a record of the transpose
-linear = bilinear(
-    "linear",
-    _linear,
-    lambda g, x, w: linear(g, permute(w, axes=(1, 0))),
-    _linear_transpose_w,
-    samples=lambda r: [
+def _linear_samples(r):
+    return [
         ((r(2, 3), r(4, 3)), {}),
         ((r(3), r(4, 3)), {}),
         ((r(5, 2, 3), r(4, 3)), {}),
         ((r(2, 0, 3), r(4, 3)), {}),
-    ],
+    ]
+
+
+def _linear(x, w):
+    return _by_rows(x, w.T)
+
+
+linear = bilinear(
+    "linear",
+    _linear,
+    lambda g, x, w: linear_input(g, w),
+    lambda g, x, w: linear_weight(g, x),
+    samples=_linear_samples,
+)
+linear_input = bilinear(
+    "linear_input",
+    _by_rows,
+    lambda h, g, w: linear(h, w),
+    lambda h, g, w: linear_weight(g, h),
+    samples=lambda r: [((r(*_linear(x, w).shape), w), p) for (x, w), p in _linear_samples(r)],
+)
+linear_weight = bilinear(
+    "linear_weight",
+    lambda g, x: backend_of(g).dot(_rows(g).T, _rows(x)),
+    lambda h, g, x: linear(x, h),
+    lambda h, g, x: linear_input(g, h),
+    samples=lambda r: [((r(*_linear(x, w).shape), x), p) for (x, w), p in _linear_samples(r)],
 )
 
 
@@ -127,8 +148,8 @@ def _affine(x, w, b):
 affine = opaque(
     "affine",
     _affine,
-    lambda g, y, x, w, b: linear(g, permute(w, axes=(1, 0))),
-    lambda g, y, x, w, b: _linear_transpose_w(g, x, w),
+    lambda g, y, x, w, b: linear_input(g, w),
+    lambda g, y, x, w, b: linear_weight(g, x),
     lambda g, y, x, w, b: sum_to(g, shape=b.shape),
     reads=((1,), (0,), ()),
     samples=lambda r: [
