@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
 from ..backend import numpy as backend
-from .ir import Value
+from .ir import Value, with_element
 from .loops import Writer
 from .machine import Machine, machine
 
@@ -194,25 +195,42 @@ def _columns(w: Writer, pool: Pool, row: Value) -> list[Value]:
 
 def scatter_text(compiler: Machine, pool: Pool) -> str:
     """``kernel(g, x, out, gx, first plane, last plane)``."""
-    vectors = pool.tiles and pool.stride[1] == 2
-    lanes = _lanes(compiler, pool) if vectors else 1
-    w = Writer(compiler, pool.element, lanes, "g x out gx", "first last")
-    (g, x, out, gx), (first, last) = w.data, w.integers
+    w = Writer(compiler, pool.element, _lanes(compiler, pool), "g x out gx", "first last")
+    g, x, out, gx = w.data
+    pairs = pool.tiles and pool.stride[1] == 2 and w.lanes > 1
     (height, width), (out_h, out_w) = pool.image, pool.out
-    with w.code.loop(first, last) as n:
-        if not (vectors and pool.covers):
-            with w.repeat(height * width) as i:
-                zero = Value(w.code, "0.0", pool.element)
-                w.store(zero, gx, n * (height * width) + i)
-        with w.repeat(out_h) as row, w.starts(out_w, lanes) as column:
-            window = (n * out_h + row) * out_w + column
-            corner = (n * height + row * pool.stride[0]) * width + column * pool.stride[1]
-            scatter = _scatter_rows if vectors and lanes > 1 else _scatter_window
-            scatter(
-                w, pool, w.vector(g, window), w.vector(out, window), w.at(x, corner),
-                w.at(gx, corner),
-            )  # fmt: skip
+    with w.code.loop(*w.integers) as n:
+        if not (pairs and pool.covers):
+            _clear(w, w.at(gx, n * (height * width)), height * width)
+        with w.repeat(out_h) as row:
+            windows = (n * out_h + row) * out_w
+            corner = (n * height + row * pool.stride[0]) * width
+
+            def scatter(write: Callable, column: Value, lanes: int) -> None:
+                at, place = windows + column, corner + column * pool.stride[1]
+                values = w.vector(g, at, lanes), w.vector(out, at, lanes)
+                write(w, pool, *values, w.at(x, place), w.at(gx, place))
+
+            if pairs:
+                with w.starts(out_w, w.lanes) as column:
+                    scatter(_scatter_rows, column, w.lanes)
+            else:  # windows may overlap: every one is to be added once
+                whole = out_w // w.lanes if w.lanes > 1 else 0
+                if whole:
+                    with w.repeat(whole) as k:
+                        scatter(_scatter_windows, k * w.lanes, w.lanes)
+                if whole * w.lanes < out_w:
+                    with w.repeat(out_w - whole * w.lanes) as k:
+                        scatter(_scatter_window, k + whole * w.lanes, 1)
     return w.text()
+
+
+def _clear(w: Writer, place: Value, count: int) -> None:
+    whole = count // w.lanes * w.lanes
+    if whole:
+        w.clear(place, whole)
+    for k in range(whole, count):
+        w.store(Value(w.code, "0.0", w.element), place, k)
 
 
 def _scatter_rows(w: Writer, pool: Pool, g: Value, out: Value, x: Value, gx: Value) -> None:
@@ -230,13 +248,40 @@ def _scatter_rows(w: Writer, pool: Pool, g: Value, out: Value, x: Value, gx: Val
         w.store(w.shuffle(*parts, order), gx, at)
 
 
+def _scatter_windows(w: Writer, pool: Pool, g: Value, out: Value, x: Value, gx: Value) -> None:
+    """A vector of windows, which may overlap: their places are found side by side, then filled one
+    after the other."""
+    rows = [x if i == 0 else w.at(x, _place(pool, i, 0)) for i in range(pool.kernel[0])]
+    values = [_columns(w, pool, row) for row in rows]
+    index = Value(w.code, "", with_element(g.type, "i64" if w.element == "double" else "i32"))
+    place, found = w.code.like(index, 0), w.number(0.0)
+    for i, j in _taps(pool):
+        hit = values[i][j].equals(out)
+        place = w.code.select(hit, w.code.like(index, _place(pool, i, j)), place)
+        found = w.code.select(hit, g, found)
+    for lane in range(w.lanes):
+        at = w.code.emit(f"extractelement {place}, i64 {lane}", index.type.split()[-1][:-1])
+        at = at.convert("sext", "i64") if at.type == "i32" else at
+        target = w.at(gx, at + lane * pool.stride[1])
+        value = w.code.emit(f"extractelement {found}, i64 {lane}", w.element)
+        w.store(w.vector(target, 0, 1) + value, target)
+
+
 def _scatter_window(w: Writer, pool: Pool, g: Value, out: Value, x: Value, gx: Value) -> None:
     """One window; others may overlap it."""
-    place, found = w.code.integer(0), Value(w.code, "0.0", pool.element)
-    for i in reversed(range(pool.kernel[0])):
-        for j in reversed(range(pool.kernel[1])):
-            at = i * pool.dilation[0] * pool.image[1] + j * pool.dilation[1]
-            hit = w.vector(x, at).equals(out)
-            place = w.code.select(hit, w.code.integer(at), place)
-            found = w.code.select(hit, g, found)
-    w.store(w.vector(gx, place) + found, gx, place)
+    place, found = w.code.integer(0), Value(w.code, "0.0", w.element)
+    for i, j in _taps(pool):
+        hit = w.vector(x, _place(pool, i, j), 1).equals(out)
+        place = w.code.select(hit, w.code.integer(_place(pool, i, j)), place)
+        found = w.code.select(hit, g, found)
+    w.store(w.vector(gx, place, 1) + found, gx, place)
+
+
+def _taps(pool: Pool) -> list[tuple[int, int]]:
+    """From the last to the first: of equal maxima the one looked at last is kept."""
+    return list(product(*map(range, pool.kernel)))[::-1]
+
+
+def _place(pool: Pool, i: int, j: int) -> int:
+    """Of a tap, seen from the corner of its window."""
+    return i * pool.dilation[0] * pool.image[1] + j * pool.dilation[1]
