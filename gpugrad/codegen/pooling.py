@@ -83,6 +83,23 @@ def max_pool_scatter(g, x, out, *, kernel, stride, dilation):
     return gx
 
 
+def sum_unpool(g, *, shape, kernel, stride, dilation):
+    """Every cotangent at all elements of its window, or None for the reference, which also does
+    all windows but those two columns wide that tile the image."""
+    if g.__class__ is not np.ndarray or prod(shape) < LEAST:
+        return None
+    found = _sizes(g.dtype, shape, kernel, stride, dilation)
+    if found is None or g.shape != (*shape[:-2], *found.out):
+        return None
+    if not found.covers or found.stride[1] != 2 or found.out[1] < 2:
+        return None
+    function = _compiled("spread", found)
+    g = np.ascontiguousarray(g)
+    gx = backend.empty(shape, g.dtype)
+    _over_planes(function, gx, (g, gx))
+    return gx
+
+
 def _windows(kind: str, x, kernel, stride, dilation):
     found = _pool(x, kernel, stride, dilation)
     if found is None:
@@ -108,10 +125,14 @@ def _pool(x, kernel, stride, dilation) -> Pool | None:
     """The sizes of a pool of a NumPy array that a kernel is worth for."""
     if x.__class__ is not np.ndarray or x.size < LEAST or x.ndim < 2:
         return None
-    element = _ELEMENTS.get(x.dtype)
+    return _sizes(x.dtype, x.shape, kernel, stride, dilation)
+
+
+def _sizes(dtype, shape, kernel, stride, dilation) -> Pool | None:
+    element = _ELEMENTS.get(dtype)
     if element is None or prod(kernel) > LARGEST or machine() is None:
         return None
-    return _make_pool(element, x.shape[-2:], kernel, stride, dilation)
+    return _make_pool(element, shape[-2:], kernel, stride, dilation)
 
 
 @lru_cache(4096)
@@ -130,6 +151,8 @@ def _compiled(kind: str, pool: Pool) -> Callable:
     compiler = machine()
     if kind == "scatter":
         return _Scatter(compiler.load(scatter_text(compiler, pool)))
+    if kind == "spread":
+        return _Forward(compiler.load(spread_text(compiler, pool)))
     return _Forward(compiler.load(windows_text(compiler, pool, kind)))
 
 
@@ -244,8 +267,11 @@ def _scatter_rows(w: Writer, pool: Pool, g: Value, out: Value, x: Value, gx: Val
             first = hit if free is None else hit & free
             free = (hit ^ 1) if free is None else free & (hit ^ 1)
             parts.append(w.code.select(first, g, 0.0))
-        order = [k * w.lanes + lane for lane in range(w.lanes) for k in range(2)]
-        w.store(w.shuffle(*parts, order), gx, at)
+        w.store(_interleaved(w, *parts), gx, at)
+
+
+def _interleaved(w: Writer, even: Value, odd: Value) -> Value:
+    return w.shuffle(even, odd, [k * w.lanes + lane for lane in range(w.lanes) for k in range(2)])
 
 
 def _scatter_windows(w: Writer, pool: Pool, g: Value, out: Value, x: Value, gx: Value) -> None:
@@ -285,3 +311,22 @@ def _taps(pool: Pool) -> list[tuple[int, int]]:
 def _place(pool: Pool, i: int, j: int) -> int:
     """Of a tap, seen from the corner of its window."""
     return i * pool.dilation[0] * pool.image[1] + j * pool.dilation[1]
+
+
+def spread_text(compiler: Machine, pool: Pool) -> str:
+    """``kernel(g, gx, first plane, last plane)`` for windows two columns wide that tile the
+    image."""
+    w = Writer(compiler, pool.element, _lanes(compiler, pool), "g gx", "first last")
+    (g, gx), (out_h, out_w) = w.data, pool.out
+    with (
+        w.code.loop(*w.integers) as n,
+        w.repeat(out_h) as row,
+        w.starts(out_w, w.lanes) as column,
+    ):
+        window = n * out_h + row
+        value = w.vector(g, window * out_w + column)
+        value = _interleaved(w, value, value)
+        target = w.at(gx, window * (pool.kernel[0] * pool.image[1]) + column * 2)
+        for i in range(pool.kernel[0]):
+            w.store(value, target, i * pool.image[1])
+    return w.text()

@@ -329,6 +329,20 @@ def test_pools_equal_the_reference(dtype, monkeypatch):
         np.testing.assert_array_equal(gx, wanted)
 
 
+@pytest.mark.parametrize("size", [(24, 24), (8, 4), (6, 62)])
+def test_the_transpose_of_sums(size, monkeypatch):
+    for rows in (1, 2, 3):
+        options = {"kernel": (rows, 2), "stride": (rows, 2), "dilation": (1, 1)}
+        shape = (2, 3, size[0] * rows, size[1])
+        g = np.random.default_rng(8).standard_normal((2, 3, size[0], size[1] // 2))
+        found = pooling.sum_unpool(g, shape=shape, **options)
+        with monkeypatch.context() as change:
+            change.setattr(pooling, "machine", lambda: None)
+            wanted = operations._sum_pool_transpose(g, shape=shape, **options)
+        np.testing.assert_array_equal(found, wanted)
+        assert pooling.sum_unpool(g, shape=(2, 3, size[0] * rows + 1, size[1]), **options) is None
+
+
 def test_the_first_of_equal_maxima_takes_the_gradient():
     x = gg.zeros(1, 1, 40, 40).requires_grad_()
     gg.nn.functional.max_pool2d(x, 2).sum().backward()
@@ -408,6 +422,9 @@ def run_guarded(at_end: bool) -> None:
         pooling.sum_pool(x, **options)
         pooling.max_pool_scatter(y, x, y, **options)
         sums.sum_to(x, (x.shape[1], 1, 1))
+    options = {"kernel": (2, 2), "stride": (2, 2), "dilation": (1, 1)}
+    g = inside(np.ones((2, 3, 6), np.float32), at_end)
+    pooling.sum_unpool(g, shape=(2, 6, 12), **options)
     print("inside")
 
 
