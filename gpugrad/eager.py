@@ -364,11 +364,12 @@ def _backward(rule: Rule, dtype) -> Callable:
     It may rely on what the short path checked: NumPy arrays of one dtype, every saved value a
     tensor. For ``mul`` it reads
 
-        def program(node, g):
+        def program(node, g, keep):
             if node.time != clock.now: node.check()
             x0, x1, = node.saved
             x0 = x0.array
             x1 = x1.array
+            if not keep: node.saved, node.out, node.time = (), None, -1
             t3 = mul(g, x1)
             t4 = mul(g, x0)
             shape = node.shape
@@ -379,13 +380,16 @@ def _backward(rule: Rule, dtype) -> Callable:
             return t3, t4
     """
     body, results, constants = straight_line(rule.outputs)
-    lines = ["def program(node, g):", "    if node.time != clock.now: node.check()"]
+    lines = ["def program(node, g, keep):", "    if node.time != clock.now: node.check()"]
     saved = [rule.op.names[i] for i in rule.read]
     if saved:
         lines.append(f"    {', '.join(saved)}, = node.saved")
         lines += [f"    {name} = {name}.array" for name in saved]
     if rule.reads_output:
         lines.append("    y = node.out")
+    if saved or rule.reads_output:
+        forget = "node.saved, node.out, node.time = (), None, -1"
+        lines.append(f"    if not keep: {forget}")
     lines += body
     for k, e in enumerate(rule.outputs):
         if e.op == "const":

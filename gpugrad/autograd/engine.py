@@ -33,7 +33,8 @@ class Node:
     #   in-place writes to it.
     # time: the clock of in-place writes when the record was made; -1 once the values are released.
     # shape: of the output.
-    # run: function (record, cotangent) -> cotangents of the edges, all of them arrays.
+    # run: function (record, cotangent, keep) -> cotangents of the edges, all of them arrays; it
+    #   releases the record unless keep.
     __slots__ = ("__weakref__", "edges", "out", "out_version", "run", "saved", "shape", "time")
 
     @property
@@ -58,8 +59,9 @@ class Node:
         raise NotImplementedError
 
     def release(self) -> None:
-        """Forget the saved values; a second backward is an error from now on."""
-        self.saved, self.out, self.time = (), None, -1
+        """Forget the saved values, if there are any; a second backward is an error from now on."""
+        if self.saved or self.out is not None:
+            self.saved, self.out, self.time = (), None, -1
 
     def check(self) -> None:
         """Raise if saved values are gone or were written in place. Needed only if the clock moved
@@ -129,9 +131,11 @@ class ElementwiseNode(Node):
         ]
 
 
-def run_elementwise(node: ElementwiseNode, g) -> list:
+def run_elementwise(node: ElementwiseNode, g, keep: bool) -> list:
     """Cotangents of any dtype, device and size; each summed to the shape of its argument."""
     parts = node.rule.run_arrays(g, node.out, node.saved_arrays())
+    if not keep:
+        node.release()
     return [
         d if d.shape == edge.shape else sum_to(d, shape=edge.shape)
         for d, edge in zip(parts, node.edges, strict=True)
@@ -168,9 +172,11 @@ class OpNode(Node):
             super().release()
 
 
-def run_op(node: OpNode, g) -> Sequence:
+def run_op(node: OpNode, g, keep: bool) -> Sequence:
     """Cotangents by the rule of the operation's kind, which must have the arguments' shapes."""
     parts = node.op.vjp(g, node.out, node.saved_arrays(), node.params, node.plan.needs)
+    if not keep:
+        node.release()
     for k, edge in enumerate(node.edges):
         if edge is None or (d := parts[k]) is None:
             continue
@@ -224,8 +230,11 @@ class Part(Node):
         self.index, self.shape, self.run = index, shape, Part.tensors
         self.saved, self.out, self.time = (), None, 0
 
-    def tensors(self, g):
+    def tensors(self, g, keep: bool = True):
         return (Parts({self.index: g}),)
+
+    def release(self) -> None:
+        """Nothing is saved."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -353,12 +362,14 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
             continue
         if g is None:  # nothing but missing cotangents arrived: pass that on
             parts = (None,) * len(edges)
-        else:
-            parts = node.tensors(g) if with_tensors else node.run(node, g)
-            if anomaly:
-                _check_anomaly(node, parts)
-            if not keep and (node.saved or node.out is not None):
+        elif with_tensors:
+            parts = node.tensors(g)
+            if not keep:
                 node.release()
+        else:
+            parts = node.run(node, g, keep)
+        if anomaly and g is not None:
+            _check_anomaly(node, parts)
         node = g = None
         for edge, d in zip(edges, parts):
             left = waiting(edge)

@@ -118,10 +118,12 @@ class FunctionNode(Node):
         dtype = self.dtypes[position]
         return g if g.dtype == dtype else cast(g, dtype=dtype)
 
-    def arrays(self, g):
+    def arrays(self, g, keep: bool):
         """What ``tensors`` does, without recording."""
         with grad_mode(False):
             results = self.tensors(g)
+        if not keep:
+            self.release()
         return [r if r is None else r.array for r in results]
 
     def tensors(self, g):
