@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
+from math import inf
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from .machine import machine
 
 # Multiplications from which a kernel is worth its compilation: 5 us here, 50 for the reference.
 LEAST_WORK = 1 << 18
-# Multiplications from which two threads beat one: 180 us. Handing half of the work to another thread
-# and waiting for it costs 60, and twice that where threads outnumber idle cores.
+# Multiplications from which two threads beat one: 180 us. Handing half of the work to another
+# thread and waiting for it costs 60, and twice that where threads outnumber idle cores.
 PARALLEL = 1 << 23
 # Multiplications of one chunk of a weight gradient, and how many chunks there are at most.
 CHUNK = 1 << 21
@@ -51,6 +52,7 @@ class Compiled:
     def __init__(self, layer: Layer, tile, text: Callable, scratch: Callable, kind=_Kernel):
         compiler = machine()
         self.layer, self.tile = layer, tile
+        self.result = (layer.filters, *layer.out)  # the shape of a cotangent but for the batch
         self.scratch = scratch(layer, tile)
         self.function = kind(compiler.load(text(compiler, layer, tile)))
 
@@ -64,7 +66,7 @@ def forward(x, w, *, stride, padding, dilation, groups):
     kernel = _kernel(_forward_kernel, x, w, x.shape, w.shape, stride, padding, dilation, groups)
     if kernel is None:
         return None
-    y = backend.empty((x.shape[0], kernel.layer.filters, *kernel.layer.out), x.dtype)
+    y = backend.empty((x.shape[0], *kernel.result), x.dtype)
     _over_images(kernel, x, w, y)
     return y
 
@@ -72,9 +74,11 @@ def forward(x, w, *, stride, padding, dilation, groups):
 def input_gradient(g, w, *, shape, stride, padding, dilation, groups):
     """The cotangent of the input, or None where the reference is to compute it."""
     kernel = _kernel(_input_kernel, g, w, shape, w.shape, stride, padding, dilation, groups)
-    if kernel is None:
+    if kernel is None or g.shape != (shape[0], *kernel.result):
         return None
-    gx = backend.empty(shape, g.dtype)
+    layer, gx = kernel.layer, backend.empty(shape, g.dtype)
+    if kernels.input_gradient_weights(layer).packed:
+        w = w.reshape(layer.groups, layer.width, *w.shape[1:]).transpose(0, 2, 3, 1, 4)
     _over_images(kernel, g, w, gx)
     return gx
 
@@ -82,7 +86,7 @@ def input_gradient(g, w, *, shape, stride, padding, dilation, groups):
 def weight_gradient(g, x, *, shape, stride, padding, dilation, groups):
     """The cotangent of the weights, or None where the reference is to compute it."""
     kernel = _kernel(_weight_kernel, g, x, x.shape, shape, stride, padding, dilation, groups)
-    if kernel is None:
+    if kernel is None or g.shape != (x.shape[0], *kernel.result):
         return None
     batch, function = x.shape[0], kernel.function
     g, x = np.ascontiguousarray(g), np.ascontiguousarray(x)
@@ -174,8 +178,11 @@ def _layer(element, x_shape, w_shape, stride, padding, dilation, groups) -> Laye
         (n + sum(p) - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip(x_shape[1:], padding, dilation, w_shape[2:], stride, strict=True)
     )
-    if min(*out, *x_shape, *w_shape, *stride) < 1 or w_shape[3] > WIDEST:
+    sizes = (*out, *x_shape, *w_shape, *stride, *dilation, groups)
+    if min(sizes) < 1 or min(*padding[0], *padding[1]) < 0 or w_shape[3] > WIDEST:
         return None
+    if w_shape[0] % groups or w_shape[1] * groups != x_shape[0]:
+        return None  # the reference has the words for it
     start = tuple(before for before, _ in padding)
     return Layer(
         element, x_shape[0], w_shape[0], groups, x_shape[1:], out, w_shape[2:], stride, start,
@@ -191,12 +198,15 @@ def _register_file(element: str) -> tuple[int, list[int]]:
     return 32 if plenty else 16, [n for n in (lanes, lanes // 2, lanes // 4) if n > 1]
 
 
-def _cycles(sums: int, loads: float, registers: int, held: int) -> float | None:
-    """Cycles of one tap of a tile, or None if it does not fit: two multiplications or two loads
-    each, and no less than 4, as a sum waits 4 cycles for itself."""
-    if sums + held + 1 > registers:
-        return None
-    return max(sums / 2, loads / 2, 4.0)
+def _cycles(a: int, b: int, registers: int) -> float:
+    """Cycles of the products of ``a`` with ``b`` vectors; infinite if there are too few registers.
+
+    Two products a cycle; a good half of one for a load, as many lie across two cache lines; and no
+    less than 4, as a sum waits 4 cycles for itself.
+    """
+    if a * b + min(a, b) + 1 > registers:
+        return inf
+    return max(a * b / 2, 0.6 * (a + b), 4.0)
 
 
 def _cheapest(candidates):
@@ -218,8 +228,8 @@ def _forward_tiles(layer: Layer):
         if rows > layer.out[0] or channels > layer.width:
             continue
         x = rows * vectors
-        cycles = _cycles(x * channels, x + channels, registers, min(x, channels))
-        if cycles is not None:
+        cycles = _cycles(x, channels, registers)
+        if cycles < inf:
             tiles = -(-layer.out[0] // rows) * -(-layer.out[1] // (vectors * n))
             tiles *= -(-layer.width // channels)
             cost = tiles * (layer.taps * cycles + 20 + x * channels)
@@ -244,13 +254,12 @@ def _weight_tiles(layer: Layer):
     for n, channels, taps in product(lanes, range(1, 13), range(1, layer.kernel[1] + 1)):
         if layer.width % channels:
             continue
-        parts = -(-layer.kernel[1] // taps)
-        taps = -(-layer.kernel[1] // parts)
-        cycles = _cycles(channels * taps, channels + taps, registers, min(channels, taps))
-        if cycles is not None:
+        parts = [len(p) for p in kernels.pieces(layer.kernel[1], taps)]
+        cycles = sum(_cycles(channels, part, registers) for part in parts)
+        if cycles < inf:
             vectors = layer.out[0] * kernels.column_vectors(layer, n)
-            cost = layer.width // channels * parts * (vectors * cycles + 10 + channels * taps)
-            yield cost, WeightTile(n, channels, taps, 1, 1)
+            cost = vectors * cycles + len(parts) * (10 + channels * taps)
+            yield cost * layer.width // channels, WeightTile(n, channels, max(parts), 1, 1)
 
 
 @lru_cache(4096)
@@ -267,13 +276,12 @@ def _input_tiles(layer: Layer):
         whole = kernels.column_vectors(layer, n)
         if rows > layer.image[0] or vectors > whole:
             continue
-        parts = -(-columns // taps)
-        taps = -(-columns // parts)
+        parts = [len(p) for p in kernels.pieces(columns, taps)]
         x = rows * vectors
-        cycles = _cycles(x * taps, x + taps, registers, min(x, taps))
-        if cycles is not None:
+        cycles = sum(_cycles(x, part, registers) for part in parts)
+        if cycles < inf:
             # a tile of rows meets rows - 1 kernel rows that only some of its rows need
             steps = sum(-(-p.count // rows) * (p.taps + (rows - 1) / 2) for p in phases)
             tiles = sum(-(-p.count // rows) for p in phases)
-            cost = steps * layer.width * cycles + tiles * (30 + 6 * x * taps)
-            yield cost * -(-whole // vectors) * parts, InputTile(n, taps, rows, vectors)
+            cost = steps * layer.width * cycles + tiles * len(parts) * (30 + 6 * x * taps)
+            yield cost * -(-whole // vectors), InputTile(n, max(parts), rows, vectors)

@@ -74,7 +74,7 @@ def max_pool_scatter(g, x, out, *, kernel, stride, dilation):
     if not (g.__class__ is x.__class__ is out.__class__) or not (g.dtype == x.dtype == out.dtype):
         return None
     found = _pool(x, kernel, stride, dilation)
-    if found is None or g.shape != out.shape or g.shape[-2:] != found.out:
+    if found is None or not g.shape == out.shape == (*x.shape[:-2], *found.out):
         return None
     function = _compiled("scatter", found)
     g, x, out = (np.ascontiguousarray(a) for a in (g, x, out))

@@ -62,6 +62,7 @@ def registers(request, monkeypatch):
     if found:
         monkeypatch.setattr(native, "_register_file", lambda element: found)
         monkeypatch.setattr(native, "CACHE", 1500)  # weight gradients go by a few rows at a time
+        monkeypatch.setattr(native.kernels, "PACKED", 1)
     forget()
     yield
     forget()
@@ -275,6 +276,20 @@ def test_layers_that_are_better_as_matrix_products(groups):
         if size > 2:
             assert case.results(native, case.g, case.x, case.w) == [None] * 3
         check(case, case.results(reference, case.g, case.x, case.w))
+
+
+def test_shapes_that_do_not_fit_are_left_to_the_reference():
+    case = layer(n=2)
+    options, shape = case.options, case.w.shape
+    for g in (case.g[:, :, 1:], case.g[:1], case.g[:, 1:]):
+        assert native.weight_gradient(g, case.x, shape=shape, **options) is None
+        assert native.input_gradient(g, case.w, shape=case.x.shape, **options) is None
+    assert native.forward(case.x[:, 1:], case.w, **options) is None
+    cropped = {**options, "padding": ((-1, 0), (0, 0))}
+    assert native.forward(case.x, case.w, **cropped) is None
+    pool = {"kernel": (2, 2), "stride": (2, 2), "dilation": (1, 1)}
+    y = pooling.max_pool(case.x, **pool)
+    assert pooling.max_pool_scatter(y[:1], case.x, y[:1], **pool) is None
 
 
 def test_empty_batch():
