@@ -40,9 +40,6 @@ ELEMENT, COLUMN, ROW, NUMBER, INDEX = "element", "column", "row", "number", "ind
 # An output may be per element or row, or a sum over rows: per column, or of one number per row.
 TOTAL = "total"
 
-# A kernel for arrays below LARGE is made at this call of a program: it takes 10 ms to compile, for
-# which a program that runs once or twice should not wait.
-CALLS = 3
 # Elements from which threads are worth their dispatch (20-40 us): softmax takes 1 ns for each.
 PARALLEL = 1 << 17
 # Elements of a group of rows.
@@ -54,6 +51,9 @@ for _name in REDUCTIONS:
     declare(_name, None, _name)
 
 _INT64 = np.dtype("int64")
+_ndarray = np.ndarray
+# Plans a program keeps: for so many shapes.
+_PLANS = 256
 _READABLE = 0x101  # flags of NumPy: C-contiguous and aligned
 
 # The number of the column, as an expression.
@@ -89,9 +89,8 @@ class RowProgram:
         self.program = Program([e for _, e in outputs], names, full)
         self._reads_position = "position" in self.program.used
         self._kinds = tuple(inputs.values())
-        self._numbers = [k for k, kind in enumerate(self._kinds) if kind == NUMBER]
         self._kernels: dict = {}
-        self._calls = 0
+        self._plans: dict = {}
 
     def __call__(self, *args):
         """An array, or a list of several; indices out of range raise IndexError."""
@@ -142,7 +141,9 @@ class RowProgram:
         columns = x.shape[-1]
         rows = x.size // columns
         step = max(1, backend.BLOCK // columns)
-        results = self._outputs(x, -(-rows // step))
+        count = -(-rows // step)
+        shapes = self.output_shapes(x.shape, count)
+        results = [backend.empty(shape, x.dtype) for shape in shapes]
         lengths = {ELEMENT: (rows, columns), ROW: (rows, 1), INDEX: (rows,)}
         flat = [
             a.reshape(lengths[kind]) if kind in lengths else a
@@ -159,91 +160,116 @@ class RowProgram:
             part = slice(k * step, (k + 1) * step)
             found = self._direct([a[part] if s else a for a, s in zip(flat, split, strict=True)])
             for target, value, (kind, _) in zip(targets, found, self.outputs, strict=True):
-                target[part if kind in lengths else k] = value
+                target[part if kind in lengths else k if count > 1 else ...] = value
 
         def some(k: int, parts: int) -> None:
-            count = -(-rows // step)
             with np.errstate(**errors):
                 for j in range(count * k // parts, count * (k + 1) // parts):
                     group(j)
 
         backend.run_parts(some, x.size, backend.PARALLEL)
-        return self._without_groups(results)
+        return self.without_groups(results) if count > 1 else results
 
-    def _outputs(self, x, groups: int) -> list:
-        """Memory for the outputs; sums over rows have a part for each group."""
+    def output_shapes(self, shape: tuple[int, ...], groups: int) -> list[tuple[int, ...]]:
+        """Shapes of the outputs; sums over rows have a part for each group if there are several."""
+        parts = (groups,) if groups > 1 else ()
         shapes = {
-            ELEMENT: x.shape,
-            ROW: (*x.shape[:-1], 1),
-            COLUMN: (groups, x.shape[-1]),
-            TOTAL: (groups,),
+            ELEMENT: shape,
+            ROW: (*shape[:-1], 1),
+            COLUMN: (*parts, shape[-1]),
+            TOTAL: parts,
         }
-        return [backend.empty(shapes[kind], x.dtype) for kind, _ in self.outputs]
+        return [shapes[kind] for kind, _ in self.outputs]
 
-    def _without_groups(self, results: list) -> list:
+    def without_groups(self, results: list) -> list:
         return [
-            np.asarray(r[0] if len(r) == 1 else np.add.reduce(r, axis=0))
-            if kind in (COLUMN, TOTAL)
-            else r
+            np.asarray(np.add.reduce(r, axis=0)) if kind in (COLUMN, TOTAL) else r
             for r, (kind, _) in zip(results, self.outputs, strict=True)
         ]
 
     # ---- native code
 
     def native(self, args: Sequence) -> list | None:
-        """The outputs by a kernel, or None where NumPy must compute them."""
-        x = args[0]
-        if x.__class__ is not np.ndarray:
-            return None
-        dtype, columns, size = x.dtype, x.shape[-1], x.size
-        kernel = self._kernel(dtype, columns, x.nbytes)
-        if kernel is None or not size or llvm.raises():
-            return None
-        rows = size // columns
-        arrays = []
-        for a, kind in zip(args, self._kinds, strict=True):
-            if kind == NUMBER:
-                continue
-            if a.__class__ is not np.ndarray or a.dtype != (_INT64 if kind == INDEX else dtype):
-                return None
-            if a.shape != _shape(kind, x):
-                return None
-            arrays.append(a if a.flags.num & _READABLE == _READABLE else _copy(a))
-        step = max(1, GROUP // columns)
-        groups = -(-rows // step)
-        results = self._outputs(x, groups)
-        call = partial(
-            kernel,
-            *[id(a) for a in arrays],
-            *[id(r) for r in results],
-            *[args[k] for k in self._numbers],
-            rows,
-            columns,
-            step,
-        )
-        if _run(call, groups, size):
-            raise IndexError("an index is no column")
-        return self._without_groups(results)
+        """The outputs by a kernel, or None where NumPy must compute them.
 
-    def _kernel(self, dtype, columns: int, nbytes: int):
-        """The kernel for rows of a length; None where there is none, or not yet."""
+        Shapes and dtypes alone decide, never the number of calls: a training that was interrupted
+        continues bit for bit.
+        """
+        x = args[0]
+        if x.__class__ is not _ndarray:
+            return None
+        key = (x.shape, x.dtype)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = _Plan(self, x, self._kernel(x.dtype, x.shape[-1]))
+        return None if plan.kernel is None or llvm.raises() else plan(args)
+
+    def _kernel(self, dtype, columns: int):
+        """The kernel for rows of a length; None where there is none."""
         kernels = self._kernels.get(dtype)
         if kernels is None:
-            if nbytes < LARGE:
-                self._calls += 1
-                if self._calls < CALLS:
-                    return None
             kernels = self._kernels[dtype] = _Kernels(self, dtype)
         return kernels.of(columns)
 
 
-def _shape(kind: str, x: np.ndarray) -> tuple[int, ...]:
-    """The shape of an input of a kind beside elements ``x``."""
-    if kind == ELEMENT:
-        return x.shape
-    if kind == COLUMN:
-        return x.shape[-1:]
-    return (*x.shape[:-1], 1) if kind == ROW else x.shape[:-1]
+class _Plan:
+    """A kernel for arrays of certain shapes, and what it is called with."""
+
+    __slots__ = (
+        "dtype",
+        "groups",
+        "inputs",
+        "kernel",
+        "numbers",
+        "outputs",
+        "rows",
+        "size",
+        "sizes",
+    )
+
+    def __init__(self, rows: RowProgram, x: np.ndarray, kernel):
+        self.rows, self.kernel, self.dtype, self.size = rows, kernel, x.dtype, x.size
+        if not x.size:
+            self.kernel = None
+            return
+        shapes = {
+            ELEMENT: x.shape,
+            COLUMN: x.shape[-1:],
+            ROW: (*x.shape[:-1], 1),
+            INDEX: x.shape[:-1],
+        }
+        kinds = list(enumerate(rows.inputs.values()))
+        self.inputs = [
+            (k, shapes[kind], _INT64 if kind == INDEX else x.dtype)
+            for k, kind in kinds
+            if kind != NUMBER
+        ]
+        self.numbers = [k for k, kind in kinds if kind == NUMBER]
+        columns = x.shape[-1]
+        count, step = x.size // columns, max(1, GROUP // columns)
+        self.groups = -(-count // step)
+        self.sizes = (count, columns, step)
+        self.outputs = rows.output_shapes(x.shape, self.groups)
+
+    def __call__(self, args: Sequence) -> list | None:
+        arrays = []
+        for k, shape, dtype in self.inputs:
+            a = args[k]
+            if a.__class__ is not _ndarray or a.shape != shape or a.dtype != dtype:
+                return None
+            arrays.append(a if a.flags.num & _READABLE == _READABLE else _copy(a))
+        make = np.empty if self.size < LARGE // 8 else backend.empty
+        results = [make(shape, self.dtype) for shape in self.outputs]
+        given = [*map(id, arrays), *map(id, results), *[args[k] for k in self.numbers], *self.sizes]
+        if self.size < PARALLEL:
+            failed = self.kernel(*given, 0, self.groups)
+        else:
+            failed = _on_threads(partial(self.kernel, *given), self.groups, self.size)
+        if failed:
+            raise IndexError("an index is no column")
+        return results if self.groups == 1 else self.rows.without_groups(results)
 
 
 def _copy(a: np.ndarray) -> np.ndarray:
@@ -253,10 +279,8 @@ def _copy(a: np.ndarray) -> np.ndarray:
     return out
 
 
-def _run(call, groups: int, size: int) -> int:
-    """Nonzero if a group found an index out of range."""
-    if size < PARALLEL:
-        return call(0, groups)
+def _on_threads(call, groups: int, size: int) -> bool:
+    """Whether a thread found an index out of range."""
     failed = []
 
     def part(k: int, parts: int) -> None:
@@ -292,7 +316,7 @@ class _Kernels:
     def _make(self, lanes: int, short: bool):
         if not self.supported:
             return None
-        numbers = len(self.rows._numbers)
+        numbers = list(self.rows.inputs.values()).count(NUMBER)
         arrays = len(self.rows.inputs) - numbers + len(self.rows.outputs)
         kind = ctypes.CFUNCTYPE(
             ctypes.c_int64,

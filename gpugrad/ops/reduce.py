@@ -7,7 +7,8 @@ from math import prod
 
 from ..backend.arrays import array_module
 from .core import linear, not_differentiable, opaque
-from .elementwise import eq, exp
+from .elementwise import eq, exp, isfinite, log, where
+from .rows import ELEMENT, ROW, RowFormula, row_max, row_sum
 from .shape import cast, flip, reshape, spread, sum_to
 
 
@@ -88,29 +89,42 @@ amin = opaque(
 )
 
 
+def _logsumexp_of_row(x):
+    top = row_max(x)
+    top = where(isfinite(top), top, 0)  # a row of -inf, or one with inf
+    return log(row_sum(exp(x - top))) + top
+
+
+def _logsumexp_term(g, y, x):
+    return g * exp(x - y)
+
+
+logsumexp_rows = RowFormula(_logsumexp_of_row, (ROW,), x=ELEMENT)
+logsumexp_rows_vjp = RowFormula(lambda x, y, g: _logsumexp_term(g, y, x), x=ELEMENT, y=ROW, g=ROW)
+
+
 def _logsumexp(x, *, axes, keepdims):
-    xp = array_module(x)
-    top = x.max(axes, keepdims=True)
-    top = xp.where(xp.isfinite(top), top, 0)  # a row of -inf, or one with inf
-    out = xp.log(xp.add.reduce(xp.exp(x - top), axis=axes, keepdims=True)) + top
-    return (
-        out
-        if keepdims
-        else out.reshape(
-            tuple(n for i, n in enumerate(x.shape) if axes is not None and i not in axes)
-        )
-    )
+    shape = kept_shape(x.shape, axes)
+    last = x.ndim - 1
+    if axes != (last,):  # make one last axis of them
+        kept = [] if axes is None else [k for k in range(x.ndim) if k not in axes]
+        reduced = [k for k in range(x.ndim) if k not in kept]
+        sizes = [x.shape[k] for k in kept]
+        x = x.transpose(kept + reduced).reshape(*sizes, count(x.shape, reduced))
+    out = logsumexp_rows(x)
+    if keepdims:
+        return out.reshape(shape)
+    return out[..., 0] if out.ndim > 1 else out.reshape(())
 
 
-logsumexp = opaque(
-    "logsumexp",
-    _logsumexp,
-    lambda g, out, x, *, axes, keepdims: (
-        _keep(g, x, axes, keepdims) * exp(x - _keep(out, x, axes, keepdims))
-    ),
-    reads=(0, "out"),
-    samples=_samples,
-)
+def _logsumexp_vjp(g, out, x, *, axes, keepdims):
+    g, out = (_keep(v, x, axes, keepdims) for v in (g, out))
+    if axes == (len(x.shape) - 1,):
+        return logsumexp_rows_vjp(x, out, g)
+    return _logsumexp_term(g, out, x)
+
+
+logsumexp = opaque("logsumexp", _logsumexp, _logsumexp_vjp, reads=(0, "out"), samples=_samples)
 
 cumsum = linear(
     "cumsum",

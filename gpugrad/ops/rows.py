@@ -12,8 +12,7 @@ from ..codegen.rows import position as position
 from ..codegen.rows import row_max as row_max
 from ..codegen.rows import row_mean as row_mean
 from ..codegen.rows import row_sum as row_sum
-from .core import _INTERPRETERS, tensor_functions
-from .reduce import amax, mean, sum
+from .core import _INTERPRETERS, REGISTRY, tensor_functions
 from .shape import permute, sum_to
 
 
@@ -54,7 +53,7 @@ class RowFormula:
 def _over_rows(value, kind: str):
     if kind == COLUMN:
         return sum_to(value, shape=value.shape[-1:])
-    return sum(value, axes=None, keepdims=False) if kind == TOTAL else value
+    return REGISTRY["sum"](value, axes=None, keepdims=False) if kind == TOTAL else value
 
 
 class _Functions:
@@ -63,12 +62,15 @@ class _Functions:
     name = "tensors and rows"
 
     def __init__(self):
+        reductions = {"row_sum": "sum", "row_mean": "mean", "row_max": "amax"}
         self.table = {
             **tensor_functions().table,
-            "row_sum": lambda x: sum(x, axes=(len(x.shape) - 1,), keepdims=True),
-            "row_mean": lambda x: mean(x, axes=(len(x.shape) - 1,), keepdims=True),
-            "row_max": lambda x: amax(x, axes=(len(x.shape) - 1,), keepdims=True),
+            **{name: _along_last(REGISTRY[op]) for name, op in reductions.items()},
         }
+
+
+def _along_last(op) -> Callable:
+    return lambda x: op(x, axes=(len(x.shape) - 1,), keepdims=True)
 
 
 @cache
