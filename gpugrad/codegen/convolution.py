@@ -210,8 +210,9 @@ def _cycles(a: int, b: int, registers: int) -> float:
 
 
 def _cheapest(candidates):
-    """The tile of least cost among ``(cost, tile)``; the first among equals."""
-    return min(candidates, key=lambda pair: pair[0])[1]
+    """The tile of least cost among ``(cost, tile)``; among equals that of the shortest vectors,
+    which do not reach past the end of a row."""
+    return min(candidates, key=lambda pair: (pair[0], pair[1].lanes))[1]
 
 
 @lru_cache(4096)

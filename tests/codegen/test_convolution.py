@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import gpugrad as gg
 from gpugrad.backend import numpy as backend
 from gpugrad.codegen import convolution as native
 from gpugrad.codegen import pooling, sums
-from gpugrad.codegen.machine import machine
+from gpugrad.codegen.machine import Machine, machine
 from gpugrad.config import settings
 from gpugrad.ops import convolution as reference
 from gpugrad.ops import nn as operations
@@ -184,6 +185,25 @@ def test_random_layers(registers, seed):
         assert found[1] is not None
         assert found[2] is not None
         check(case, found)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="features of x86")
+def test_the_oldest_cpu(monkeypatch):
+    """Vectors of 128 bits, no fused multiply-add."""
+    other = Machine("x86-64", "")
+    for module in (native, pooling, sums):
+        monkeypatch.setattr(module, "machine", lambda: other)
+    forget()
+    pooling._compiled.cache_clear()
+    sums._kernel.cache_clear()
+    rng = np.random.default_rng(2)
+    for _ in range(6):
+        case = Case(rng)
+        check(case, case.results(native, case.g, case.x, case.w))
+    test_pools_equal_the_reference("float32", monkeypatch)
+    test_sums_to_channels("float64")
+    pooling._compiled.cache_clear()
+    sums._kernel.cache_clear()
 
 
 def test_arrays_that_are_not_contiguous():
