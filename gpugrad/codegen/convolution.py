@@ -28,8 +28,10 @@ PARALLEL = 1 << 23
 # Multiplications of one chunk of a weight gradient, and how many chunks there are at most.
 CHUNK = 1 << 21
 CHUNKS = 16
-# Kernels wider than this would be long texts.
+# Kernels wider than this would be long texts, and so would input gradients of more inner loops than
+# this: 11x11 taps with a stride of 4 have 16 and would take 220 ms to compile.
 WIDEST = 16
+BODIES = 8
 # Bytes of images that a tile of a weight gradient goes through: most of an L1 cache of 32 KiB for
 # rows of one image, half of it for several images. Fewer rows than these are not worth a tile.
 CACHE = 24 << 10
@@ -264,8 +266,11 @@ def _weight_tiles(layer: Layer):
 
 
 @lru_cache(4096)
-def _input_kernel(layer: Layer) -> Compiled:
+def _input_kernel(layer: Layer) -> Compiled | None:
     tile = _cheapest(_input_tiles(layer))
+    bodies = len(kernels.row_phases(layer)) * len(kernels.pieces(layer.kernel[1], tile.taps))
+    if bodies > BODIES:
+        return None
     return Compiled(layer, tile, kernels.input_gradient_text, kernels.input_gradient_scratch)
 
 

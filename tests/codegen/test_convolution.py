@@ -279,6 +279,12 @@ def test_what_the_reference_does(monkeypatch):
     assert native.forward(case.x, case.w.astype(np.float64), **case.options) is None
     wide = np.zeros((1, 1, 1, 40), np.float32)
     assert native.forward(wide, wide, **case.options) is None
+    monkeypatch.setattr(native, "BODIES", 3)
+    steep = layer(n=1, c=3, size=35, k=11)
+    steep.options["stride"] = (4, 4)
+    steep.g = steep.g[:, :, :7, :7]
+    results = steep.results(native, steep.g, steep.x, steep.w)
+    assert [r is None for r in results] == [False, False, True]
     change_choice(monkeypatch, "LEAST_WORK", 1 << 40)
     assert case.results(native, case.g, case.x, case.w) == [None] * 3
     change_choice(monkeypatch, "LEAST_WORK", 1)
