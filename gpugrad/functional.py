@@ -20,6 +20,7 @@ from .ops import nn as nn_ops
 from .tensor import Tensor, wrap
 
 _pad_zeros = shape.pad
+_int64 = np.dtype("int64")
 
 # ------------------------------------------------------------------------------------------------
 # activations
@@ -848,15 +849,15 @@ def cross_entropy(
 
     Raises IndexError naming the class if a target is out of range, ValueError if shapes do not fit.
     """
+    if weight is None and label_smoothing == 0.0:
+        loss = _plain_cross_entropy(input, target, ignore_index, reduction)
+        if loss is not None:
+            return loss
     axis = 1 if input.ndim > 1 else 0
     if not 0.0 <= label_smoothing <= 1.0:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     if target.dtype.kind == "f":
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis)
-    if weight is None and not label_smoothing:
-        loss = _plain_cross_entropy(input, target, ignore_index, reduction)
-        if loss is not None:
-            return loss
     logp = log_softmax(input, axis)
     loss = nll_loss(logp, target, weight, ignore_index, reduction)
     if label_smoothing == 0.0:
@@ -868,25 +869,26 @@ def cross_entropy(
 def _plain_cross_entropy(input, target, ignore_index: int, reduction: str):
     """The loss of class indices on the CPU as one operation; None unless the input is a matrix and
     every target a class that counts."""
-    classes = target.array
+    x, classes = input.array, target.array
     if (
         classes.__class__ is not np.ndarray
-        or classes.dtype != np.int64
-        or classes.ndim != 1
-        or input.array.ndim != 2
-        or len(input.array) != len(classes)
-        or not classes.size
-        or 0 <= ignore_index < input.array.shape[1]
+        or classes.dtype != _int64
+        or x.__class__ is not np.ndarray
+        or x.dtype.kind != "f"
+        or x.ndim != 2
+        or classes.shape != x.shape[:1]
+        or not x.size
+        or 0 <= ignore_index < x.shape[1]
     ):
         return None
     if reduction == "mean":
-        scale = -1.0 / classes.size
-    elif reduction in ("sum", "none"):
+        scale = -1.0 / len(classes)
+    elif reduction == "sum" or reduction == "none":
         scale = -1.0
     else:
         return None
     try:
-        return nn_ops.nll_of_logits(input, classes, scale, total=reduction != "none")
+        return nn_ops.nll_of_logits(input, classes, scale=scale, total=reduction != "none")
     except IndexError:
         return None
 

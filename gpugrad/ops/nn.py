@@ -85,7 +85,7 @@ nll_total_vjp = RowFormula(_nll_vjp, x=ELEMENT, target=INDEX, factor=NUMBER)
 nll_each_vjp = RowFormula(_nll_vjp, x=ELEMENT, target=INDEX, factor=ROW)
 
 
-def _nll_of_logits(x, target, scale, *, total):
+def _nll_of_logits(x, target, *, scale, total):
     """``scale * log_softmax(x)[i, target[i]]``, summed if ``total``; IndexError for a target that
     is no class."""
     found = (nll_total if total else nll_each).program.native((x, target, scale))
@@ -96,7 +96,7 @@ def _nll_of_logits(x, target, scale, *, total):
     return pick(log_softmax_rows(x), target, scale, axis=1, total=total)
 
 
-def _nll_of_logits_vjp(g, out, x, target, scale, *, total):
+def _nll_of_logits_vjp(g, out, x, target, *, scale, total):
     if g.__class__ is x.__class__ is target.__class__:
         if total:
             found = nll_total_vjp.program.native((x, target, float(g) * scale))
@@ -114,8 +114,8 @@ nll_of_logits = opaque(
     _nll_of_logits,
     _nll_of_logits_vjp,
     samples=lambda r: [
-        ((r(3, 4), r.integers(4, 3), -0.5), {"total": True}),
-        ((r(3, 4), r.integers(4, 3), -1.0), {"total": False}),
+        ((r(3, 4), r.integers(4, 3)), {"scale": -0.5, "total": True}),
+        ((r(3, 4), r.integers(4, 3)), {"scale": -1.0, "total": False}),
     ],
 )
 

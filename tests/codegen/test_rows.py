@@ -329,6 +329,12 @@ def test_cross_entropy_is_log_softmax_and_nll(reduction, ignore_index):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14)
 
 
+def test_cross_entropy_of_integers_is_an_error():
+    target = gg.tensor([0, 1])
+    with pytest.raises(RuntimeError, match="floating"):
+        F.cross_entropy(gg.tensor([[1, 2], [3, 4]]), target)
+
+
 def test_cross_entropy_of_many_rows_on_threads():
     rng = np.random.default_rng(12)
     x = gg.from_numpy(rng.normal(size=(2000, 300)).astype(np.float32)).requires_grad_()
