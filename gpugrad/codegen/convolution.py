@@ -22,9 +22,9 @@ from .machine import machine
 
 # Multiplications from which a kernel is worth its compilation: 5 us here, 50 for the reference.
 LEAST_WORK = 1 << 18
-# Multiplications from which two threads beat one: 180 us. Handing half of the work to another
-# thread and waiting for it costs 60, and twice that where threads outnumber idle cores.
-PARALLEL = 1 << 23
+# Multiplications from which two threads beat one: 360 us. Handing half of the work to another
+# thread and waiting for it costs 60 us, and twice that where threads outnumber idle cores.
+PARALLEL = 1 << 24
 # Multiplications of one chunk of a weight gradient, and how many chunks there are at most.
 CHUNK = 1 << 21
 CHUNKS = 16

@@ -228,7 +228,7 @@ def _forward_sums(w: _Writer, tile: Tile, frame: Frame, x: Value, weights: Value
         x, weights, *sums = values
         for tap in range(kw):
             offset = row * layer.dilation[0] * frame.pitch + _column(layer, frame, tap)
-            values = [
+            inputs = [
                 partial(w.vector, x, offset + r * layer.stride[0] * frame.pitch + v * tile.lanes)
                 for r in range(tile.rows)
                 for v in range(tile.vectors)
@@ -237,7 +237,7 @@ def _forward_sums(w: _Writer, tile: Tile, frame: Frame, x: Value, weights: Value
                 partial(w.broadcast, weights, c * layer.taps + row * kw + tap)
                 for c in range(tile.channels)
             ]
-            sums = w.products(factors, values, sums)
+            sums = w.products(factors, inputs, sums)
         return [x, weights, *sums]
 
     def rows_of_channel(values: list[Value]) -> list[Value]:
@@ -381,10 +381,10 @@ def _weight_sums(w, tile, frames, taps, x, g, images, rows) -> list[Value]:
         factors = [
             partial(w.vector, g, c * g_frame.plane + v * tile.lanes) for c in range(tile.channels)
         ]
-        values = [
+        inputs = [
             partial(w.vector, x, _column(layer, x_frame, tap) + v * tile.lanes) for tap in taps
         ]
-        return [x, g, *w.products(factors, values, totals)]
+        return [x, g, *w.products(factors, inputs, totals)]
 
     def row(values: list[Value]) -> list[Value]:
         x, g, *totals = values
@@ -593,13 +593,13 @@ def _tap_sums(w, tile, frame, phase, taps, g, weights, kernel_rows: Value) -> li
 
     def next_channel(values: list[Value]) -> list[Value]:
         g, weights, *sums = values
-        values = [
+        inputs = [
             partial(w.vector, g, r * frame.pitch + v * tile.lanes)
             for r in range(tile.rows)
             for v in range(tile.vectors)
         ]
         factors = [partial(w.broadcast, weights, tap) for tap in taps]
-        sums = w.products(factors, values, sums)
+        sums = w.products(factors, inputs, sums)
         return [w.at(g, frame.plane), w.at(weights, order.output), *sums]
 
     def next_row(values: list[Value]) -> list[Value]:
