@@ -70,8 +70,8 @@ def _special(xp) -> dict:
     def minimum(a, b, out=None):
         return xp.minimum(a, b, out=out)
 
-    def along_rows(reduce):
-        return lambda x, out=None: reduce(x, axis=-1, keepdims=True, out=out)
+    def along_rows(ufunc):
+        return lambda x, out=None: ufunc.reduce(x, axis=-1, keepdims=True, out=out)
 
     def row_mean(x, out=None):
         return xp.divide(xp.add.reduce(x, axis=-1, keepdims=True), x.shape[-1], out=out)
@@ -81,7 +81,7 @@ def _special(xp) -> dict:
         "erf": erf,
         "maximum": maximum,
         "minimum": minimum,
-        "row_sum": along_rows(xp.add.reduce),
-        "row_max": along_rows(xp.maximum.reduce),
+        "row_sum": along_rows(xp.add),
+        "row_max": along_rows(xp.maximum),
         "row_mean": row_mean,
     }

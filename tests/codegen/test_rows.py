@@ -217,6 +217,13 @@ def test_layouts():
             assert_close([found], exact(formula, args), "float32")
 
 
+def test_large_arrays_along_another_axis_are_left_to_numpy():
+    x = np.zeros((300, 400), np.float32)
+    assert nn.softmax_rows.program.native([x]) is not None
+    assert nn.softmax_rows.program.native([x.T]) is None
+    assert nn.softmax_rows_vjp.program.native([np.zeros((400, 300), np.float32), x.T]) is None
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_axis(axis):
     rng = np.random.default_rng(7)
@@ -248,8 +255,11 @@ def test_refusals():
     assert program.native([g.astype(np.float16), y.astype(np.float16)]) is None
     with np.errstate(over="raise"):
         assert program.native([g, y]) is None
-    mixed = program(g, y.astype(np.float64))  # NumPy has an answer
-    np.testing.assert_allclose(mixed, program(g, y), rtol=1e-5, atol=1e-6)
+    for repeats in (1, 5000):  # NumPy has an answer
+        g, y = np.tile(g, (repeats, 1)), np.tile(y, (repeats, 1))
+        mixed = program(g, y.astype(np.float64))
+        assert mixed.dtype == np.float64
+        np.testing.assert_allclose(mixed, program(g, y), rtol=1e-5, atol=1e-6)
 
 
 def test_a_function_without_native_code():
