@@ -106,7 +106,7 @@ def record(op: Op, args, params, result: Tensor) -> None:
     if isinstance(op, Elementwise):
         node = make_elementwise_node(op.rule(plan.needs), edges, args, out, version, array.shape)
     else:
-        saved = [_to_save(a, read) for a, read in zip(args, plan.reads)]
+        saved = [a if read else _without_values(a) for a, read in zip(args, plan.reads)]
         if plan.drops_edges:
             edges = [e if need else None for e, need in zip(edges, plan.needs)]
         node = make_op_node(op, edges, saved, out, version, array.shape, params, plan)
@@ -115,10 +115,11 @@ def record(op: Op, args, params, result: Tensor) -> None:
     result._node = node
 
 
-def _to_save(a, read: bool):
+def _without_values(a):
+    """What is saved of an argument whose values no derivative reads."""
     if isinstance(a, Tensor):
-        return a if read else Meta(a.array)
-    return a if read or isinstance(a, _SCALARS) else Meta(a)
+        return Meta(a.array)
+    return a if isinstance(a, _SCALARS) else Meta(a)
 
 
 def register_tensor_type(cls: type) -> None:

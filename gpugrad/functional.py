@@ -132,9 +132,12 @@ def linear(input, weight, bias=None) -> Tensor:
     """
     x, w = input.array, weight.array
     if x.ndim and w.ndim == 2 and x.dtype is w.dtype and x.shape[-1] == w.shape[1]:
-        functions._check_devices("linear", input, weight)
-        if bias is not None and bias.array.shape == w.shape[:1] and bias.array.dtype is x.dtype:
-            functions._check_devices("linear", input, bias)
+        if x.__class__ is not np.ndarray or w.__class__ is not np.ndarray:
+            functions._check_devices("linear", input, weight)
+        b = None if bias is None else bias.array
+        if b is not None and b.shape == w.shape[:1] and b.dtype is x.dtype:
+            if b.__class__ is not x.__class__:
+                functions._check_devices("linear", input, bias)
             return linalg.affine(input, weight, bias)
         out = linalg.linear(input, weight)
     else:

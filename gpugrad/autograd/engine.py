@@ -340,7 +340,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
     ready = _start(roots, seeds, users)
     seeds = None
     captured: dict[Node, object] = {}
-    hooked = bool(_hooks) or bool(_retained)
+    hooked = bool(_hooks.data or _retained.data)  # their len() would look at every reference
     observed = hooked or capture is not None
     anomaly = modes.unusual and modes.local.anomaly
     push, waiting = ready.append, users.get
@@ -414,7 +414,7 @@ def _accumulate(leaf: Leaf, g, owned: bool) -> None:
         return
     with _accumulating:
         _add_to_grad(tensor, g, owned)
-    if _post_hooks and leaf in _post_hooks:
+    if _post_hooks.data and leaf in _post_hooks:
         for hook in list(_post_hooks[leaf].values()):
             hook(tensor)
 

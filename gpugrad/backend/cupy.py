@@ -88,6 +88,11 @@ def reshape(array, shape):
     return array.reshape(shape)
 
 
+def sum_leading(array, lead: int):
+    """The sum over the first axes."""
+    return array.sum(axis=tuple(range(lead)))
+
+
 def take_rows(array, index):
     return array[index]
 
