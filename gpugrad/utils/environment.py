@@ -147,7 +147,7 @@ def _devices(warnings: list[str]) -> Iterator[Row]:
 
 def _native_kernels() -> Row:
     """Whether elementwise operations and updates run as compiled loops."""
-    purpose = "elementwise operations and optimizer updates on the CPU"
+    purpose = "elementwise work, softmax, norms, convolutions, optimizers on the CPU"
     if _installed(_OPTIONAL[0]) is None:
         return Row("native kernels", "not available", 'pip install "gpugrad[jit]"')
     if os.environ.get("GPUGRAD_JIT") == "0":
