@@ -4,6 +4,7 @@ hence with all derivatives."""
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from . import creation, functions
@@ -937,6 +938,12 @@ def _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis)
 # attention
 
 
+@lru_cache(8)
+def _causal_mask(rows: int, columns: int, device) -> Tensor:
+    """True where a key comes no later than its query."""
+    return functions.tril(creation.ones(rows, columns, device=device)) == 1
+
+
 def scaled_dot_product_attention(
     query,
     key,
@@ -956,8 +963,7 @@ def scaled_dot_product_attention(
                 "scaled_dot_product_attention: explicit attn_mask should not be set when "
                 "is_causal=True"
             )
-        rows, columns = scores.shape[-2:]
-        attn_mask = functions.tril(creation.ones(rows, columns, device=query.device)) == 1
+        attn_mask = _causal_mask(*scores.shape[-2:], query.device)
     if attn_mask is not None:
         if attn_mask.dtype.kind == "b":
             scores = functions.where(attn_mask, scores, -math.inf)

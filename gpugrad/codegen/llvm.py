@@ -30,9 +30,10 @@ from .expr import Expr, inputs_of, topological
 from .ir import Code, Value, with_element
 from .machine import Machine, machine
 
-# Elements from which threads are worth their dispatch: on two cores, tanh of 2**18 took 318 us on
-# one thread and 315 on two, of 2**19 640 and 500.
-PARALLEL = 1 << 19
+# Elements from which threads are worth their dispatch, on two cores: tanh of 2**19 takes 640 us on
+# one thread and 500 on two, but most functions take a quarter of that, and a training step with
+# an Adam update of 640,000 parameters took 7 % longer with threads.
+PARALLEL = 1 << 20
 
 ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 _BOOL = np.dtype("bool")
@@ -372,12 +373,14 @@ def _plan(program: Program, args: Sequence) -> _Plan | None:
 
 def _gains(program: Program, args: Sequence) -> bool:
     """Whether a kernel can be made and be faster: not for copies, constants, and one simple
-    function of arrays of one shape."""
+    function of arrays of one shape that one thread computes."""
     if not program.computed:
         return False
     if len(program.steps) > 1 or program.steps[0] not in _AS_FAST_IN_NUMPY:
         return True
     shapes = [a.shape for a in args if a.__class__ is np.ndarray]
+    if any(math.prod(shape) >= PARALLEL for shape in shapes):
+        return True  # threads that run NumPy's blocks wait for each other's GIL
     if program.steps[0] in ("maximum", "minimum") and len(shapes) == 1:
         return True  # NumPy compares with a number one element at a time: 28 us for 32 k, not 8
     return len(set(shapes)) > 1
