@@ -365,10 +365,12 @@ def _as_array(value, xp):
 
 def _run_blocked(program: Program, args, arrays, functions):
     """Results of a program over same-shaped contiguous arrays, in a list, or None if the arrays do
-    not allow it."""
+    not allow it. One function of any arrays is computed whole, into recycled memory."""
     backend = backend_of(arrays[0])
-    if not backend.blockable(arrays):
+    flat = backend.blockable(arrays)
+    if not flat and len(program.steps) > 1:
         return None
+    shape = arrays[0].shape if flat else functions.xp.broadcast_shapes(*[a.shape for a in arrays])
     dtype = arrays[0].dtype
     if any(a.dtype is not dtype and a.dtype != dtype and a.dtype.kind != "b" for a in arrays):
         return None
@@ -377,10 +379,11 @@ def _run_blocked(program: Program, args, arrays, functions):
     block, floats, bools = program.block(functions, [None] * len(program.outputs), dtype)
     booleans = functions.xp.dtype("bool")
     outputs = [
-        backend.empty(arrays[0].shape, booleans if e.op in BOOLEAN else dtype)
-        for e in program.outputs
+        backend.empty(shape, booleans if e.op in BOOLEAN else dtype) for e in program.outputs
     ]
-    if not (floats or bools or backend.is_parallel(outputs[0].size)):
+    if not flat and (floats or bools):
+        return None
+    if not flat or not (floats or bools or backend.is_parallel(outputs[0].size)):
         block(*args, *outputs)  # no temporaries, nothing to keep in the cache
     else:
         backend.launch(block, args, outputs, [dtype] * floats + [booleans] * bools)
