@@ -836,15 +836,19 @@ def _accumulator(input, dtype):
 
 def sum(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
     """Sum over all elements or some dimensions; integers and booleans sum in int64."""
-    input = _accumulator(input, dtype)
-    return reduce.sum(input, axes=_dims(dim, input.ndim), keepdims=keepdim)
+    if dtype is not None or input.array.dtype.kind != "f":
+        input = _accumulator(input, dtype)
+    axes = None if dim is None else _dims(dim, input.array.ndim)
+    return reduce.sum(input, axes=axes, keepdims=keepdim)
 
 
 def mean(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
     """Mean over all elements or some dimensions."""
-    input = _float_input(input, dtype)
-    _check_floating("mean", input)
-    return reduce.mean(input, axes=_dims(dim, input.ndim), keepdims=keepdim)
+    if dtype is not None or input.array.dtype.kind != "f":
+        input = _float_input(input, dtype)
+        _check_floating("mean", input)
+    axes = None if dim is None else _dims(dim, input.array.ndim)
+    return reduce.mean(input, axes=axes, keepdims=keepdim)
 
 
 def prod(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:

@@ -393,6 +393,8 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
 def _start(roots, seeds, users) -> list[tuple]:
     """The roots that wait for no other, with their seeds; the others take theirs as a first
     part."""
+    if len(roots) == 1:
+        return [(roots[0], seeds[0])] if roots[0] in users else []
     first: dict[Node, object] = {}
     for root, seed in zip(roots, seeds, strict=True):
         first[root] = _sum(first.get(root), seed)
