@@ -362,8 +362,8 @@ def _backward(rule: Rule, dtype) -> Callable:
     """``run`` of a record made by a short path: the whole way from cotangent to cotangents as
     straight-line code.
 
-    It may rely on what the short path checked: NumPy arrays of one dtype, every saved value a
-    tensor. For ``mul`` it reads
+    It may rely on what the short path checked: NumPy arrays of one dtype, a result with dimensions,
+    every saved value a tensor. For ``mul`` it reads
 
         def program(node, g, keep):
             if node.time != clock.now: node.check()
@@ -374,7 +374,6 @@ def _backward(rule: Rule, dtype) -> Callable:
             t3 = mul(g, x1)
             t4 = mul(g, x0)
             shape = node.shape
-            if not shape: return asarray(t3), asarray(t4)
             e0, e1, = node.edges
             if e0.shape != shape: t3 = sum_to(t3, shape=e0.shape)
             if e1.shape != shape: t4 = sum_to(t4, shape=e1.shape)
@@ -395,19 +394,16 @@ def _backward(rule: Rule, dtype) -> Callable:
     for k, e in enumerate(rule.outputs):
         if e.op == "const":
             results[k] = f"full_like(g, {results[k]})"
-    lines.append("    shape = node.shape")
-    # NumPy's functions return scalars for zero-dimensional arrays
-    lines.append(f"    if not shape: return {''.join(f'asarray({r}), ' for r in results)}")
     if rule.op.arity > 1:
         edges = [f"e{k}" for k in range(len(results))]
-        lines.append(f"    {', '.join(edges)}, = node.edges")
+        lines += ["    shape = node.shape", f"    {', '.join(edges)}, = node.edges"]
         for k, edge in enumerate(edges):
             lines.append(f"    d{k} = {results[k]}")
             lines.append(f"    if {edge}.shape != shape: d{k} = sum_to(d{k}, shape={edge}.shape)")
             results[k] = f"d{k}"
     lines.append(f"    return {', '.join(results)},")
     names = {"clock": clock, "sum_to": shape_ops.sum_to.eval}
-    names.update(full_like=np.full_like, asarray=np.asarray)
+    names.update(full_like=np.full_like)
     return compile_program("\n".join(lines), functions_for(np), constants, dtype, **names)
 
 
@@ -443,13 +439,13 @@ def unary(op: Elementwise):
         dtype = x.dtype
         if dtype is not _float32 and dtype is not _float64:
             return elementwise(op, (input,))
-        large = x.nbytes >= LARGE
-        if large:
+        general = x.nbytes >= LARGE
+        if general:
             z = op.compute((x,))
         else:
             z = compute32(x) if dtype is _float32 else compute64(x)
-        if z.__class__ is not _ndarray:
-            z = asarray(z)
+        if z.__class__ is not _ndarray:  # zero-dimensional: a NumPy scalar
+            z, general = asarray(z), True
         r = _new_tensor(Tensor)
         r.array = z
         r.grad = r._view = r._version = None
@@ -459,7 +455,7 @@ def unary(op: Elementwise):
             return r
         r._node = n = ElementwiseNode()
         n.rule = rule
-        n.run = run_elementwise if large else rule.run32 if dtype is _float32 else rule.run64
+        n.run = run_elementwise if general else rule.run32 if dtype is _float32 else rule.run64
         n.edges = (node,)
         n.saved = (input,) if saves_x else ()
         if saves_y:
@@ -467,7 +463,7 @@ def unary(op: Elementwise):
             n.out_version = r._version = [0, None]
         else:
             n.out = None
-        n.shape = z.shape
+        n.shape = node.shape
         n.time = clock.now
         return r
 
@@ -527,7 +523,7 @@ def binary(op: Elementwise):
             return elementwise(op, (input, other))
         if compute32 is None:
             prepare()
-        large = x.nbytes >= LARGE
+        general = x.nbytes >= LARGE
         dtype = x.dtype
         if dtype is _float32:
             compute = compute32
@@ -550,13 +546,13 @@ def binary(op: Elementwise):
             if y.__class__ is not _ndarray or y.dtype is not dtype:
                 return elementwise(op, (input, other))
             if y.nbytes >= LARGE:
-                large = True
+                general = True
         try:
-            z = op.compute((x, y)) if large else compute(x, y)
+            z = op.compute((x, y)) if general else compute(x, y)
         except ValueError:
             return elementwise(op, (input, other))  # which explains the shapes
-        if z.__class__ is not _ndarray:
-            z = asarray(z)
+        if z.__class__ is not _ndarray:  # zero-dimensional: a NumPy scalar
+            z, general = asarray(z), True
         r = _new_tensor(Tensor)
         r.array = z
         r.grad = r._view = r._version = None
@@ -572,7 +568,7 @@ def binary(op: Elementwise):
             return r
         r._node = n = ElementwiseNode()
         n.rule = rule
-        n.run = run_elementwise if large else rule.run32 if dtype is _float32 else rule.run64
+        n.run = run_elementwise if general else rule.run32 if dtype is _float32 else rule.run64
         n.edges = edges
         save = rule.save
         if save == 0:

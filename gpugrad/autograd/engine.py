@@ -311,10 +311,6 @@ def _collect(entry: list, d, may_write: bool) -> None:
     """Add a cotangent to ``entry[1]``, into its memory if that is large and nobody else sees it."""
     old = entry[1]
     if old.__class__ is _ndarray and d.__class__ is _ndarray:
-        if old.nbytes < LARGE:  # asking who sees it costs more than a fresh sum
-            total = old + d
-            entry[1] = total if total.__class__ is _ndarray else _asarray(total)
-            return
         entry[1] = None
         if may_write and exclusive(old):
             old += d
@@ -381,12 +377,19 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
                 else:
                     push((edge, d))
             elif left is not None:  # None: no gradient needed, or leads to nothing asked for
-                _collect(left, d, not with_tensors)
-                left[0] -= 1
-                if not left[0]:
+                n, old = left
+                if old.__class__ is _ndarray is d.__class__ and old.nbytes < LARGE:
+                    d = old + d  # to ask whether old may be overwritten would cost more
+                    left[1] = d if d.__class__ is _ndarray else _asarray(d)
+                else:
+                    old = None
+                    _collect(left, d, not with_tensors)
+                if n > 1:
+                    left[0] = n - 1
+                else:
                     push((edge, left.pop()))
         # a reference left here would forbid writing into the next gradient
-        parts = d = left = None
+        parts = d = left = old = None
     return captured
 
 
