@@ -172,7 +172,7 @@ def embedding(input, weight, padding_idx: int | None = None) -> Tensor:
             creation.arange(weight.shape[0], device=weight.device) == padding_idx, 1
         )
         weight = functions.where(frozen, weight.detach(), weight)
-    return index_ops.take(weight, indices, pattern=(index_ops.HOLE,))
+    return index_ops.take(weight, input, pattern=(index_ops.HOLE,))
 
 
 def one_hot(tensor, num_classes: int = -1) -> Tensor:
@@ -819,7 +819,7 @@ def nll_loss(
     values, total = target.array, reduction != "none"
     if weight is None and _all_count(values, input.shape[1], ignore_index):
         scale = -1.0 / (values.size or math.nan) if reduction == "mean" else -1.0
-        return index_ops.pick(input, values, scale, axis=1, total=total)
+        return index_ops.pick(input, target, scale, axis=1, total=total)
     _check_targets(input, target, ignore_index)
     xp = array_module(values)
     kept = values != ignore_index
@@ -892,7 +892,7 @@ def _plain_cross_entropy(input, target, ignore_index: int, reduction: str):
     else:
         return None
     try:
-        return nn_ops.nll_of_logits(input, classes, scale=scale, total=reduction != "none")
+        return nn_ops.nll_of_logits(input, target, scale=scale, total=reduction != "none")
     except IndexError:
         return None
 

@@ -1367,6 +1367,8 @@ def _plain_slice(s: slice) -> slice:
 
 
 def _index_array(part, x):
+    """An index on the device of ``x``. A tensor stays one: its record notices if it is overwritten
+    before backward reads it."""
     array = part.array if isinstance(part, Tensor) else part
     if not backend_arrays.is_array(array):
         array = np.asarray(array)
@@ -1376,6 +1378,8 @@ def _index_array(part, x):
         raise IndexError(
             f"tensors used as indices must be long, int, byte or bool tensors, got {array.dtype}"
         )
+    if array is not part and isinstance(array, np.ndarray) == isinstance(x.array, np.ndarray):
+        return part if isinstance(part, Tensor) else array
     if isinstance(x.array, np.ndarray):
         return backend_arrays.to_numpy(array)
     return backend_arrays.to_device(array, x.device)
@@ -1442,7 +1446,8 @@ def _setitem(self, index, value) -> None:
         _recorded_setitem(self, pattern, indices, value)
         return
     try:
-        self.array[index_ops._fill(pattern, indices)] = value.array
+        places = [i.array if isinstance(i, Tensor) else i for i in indices]
+        self.array[index_ops._fill(pattern, places)] = value.array
     except ValueError as error:
         raise RuntimeError(
             f"shape mismatch in assignment to an index of a tensor of shape {tuple(self.shape)}: "
@@ -1470,7 +1475,7 @@ def gather(input, dim: int, index) -> Tensor:
     _check_index("gather", input, axis, index)
     if not input.ndim:
         return reshape(input, 1)[reshape(index, ())]
-    return index_ops.gather(input, index.array, axis=axis)
+    return index_ops.gather(input, index, axis=axis)
 
 
 def _check_index(name, input, axis, index, src=None) -> None:
@@ -1529,7 +1534,7 @@ def scatter_add(input, dim: int, index, src) -> Tensor:
     axis = _dim(dim, input.ndim)
     _check_index("scatter_add", input, axis, index, src)
     src = src[tuple(slice(0, n) for n in index.shape)]
-    return input + index_ops.scatter_add(src, index.array, axis=axis, shape=tuple(input.shape))
+    return input + index_ops.scatter_add(src, index, axis=axis, shape=tuple(input.shape))
 
 
 def scatter(input, dim: int, index, src) -> Tensor:
@@ -1575,7 +1580,7 @@ def index_add(input, dim: int, index, source, *, alpha=1) -> Tensor:
         )
     pattern = (slice(None),) * axis + (index_ops.HOLE,)
     return input + index_ops.put_add(
-        source * alpha, index.array, pattern=pattern, shape=tuple(input.shape)
+        source * alpha, index, pattern=pattern, shape=tuple(input.shape)
     )
 
 
