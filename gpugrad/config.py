@@ -9,6 +9,7 @@ way.
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import contextmanager
 from typing import Any
@@ -72,12 +73,14 @@ def grad_mode(enabled: bool):
 class _Settings:
     """Defaults that a user may change through public functions."""
 
-    __slots__ = ("default_device", "default_dtype", "num_threads")
+    __slots__ = ("cuda_kernels", "default_device", "default_dtype", "num_threads")
 
     def __init__(self):
         self.default_dtype: Any = None  # set by dtypes.py, which knows the names
         self.default_device: Any = None
         self.num_threads: int | None = None  # None: as many as the machine lends this process
+        # Whether CUDA kernels are used; without them CuPy's functions compute everything.
+        self.cuda_kernels = os.environ.get("GPUGRAD_CUDA_KERNELS") != "0"
 
 
 settings = _Settings()

@@ -20,6 +20,10 @@ class DeviceError(RuntimeError):
     """A device that was asked for is missing, or operands are on different devices."""
 
 
+class KernelError(RuntimeError):
+    """A CUDA kernel does not compile or cannot be launched; the message shows the source."""
+
+
 class SavedTensorError(RuntimeError):
     """A value needed for a gradient was changed in place after it was saved."""
 

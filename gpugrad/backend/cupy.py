@@ -57,6 +57,11 @@ def require(d: device) -> device:
     return device("cuda", index)
 
 
+def current_device() -> int:
+    """Number of the current CUDA device."""
+    return cupy().cuda.runtime.getDevice()
+
+
 def device_of(array) -> device:
     return device("cuda", array.device.id)
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from ..backend.arrays import _ndarray, array_module, backend_of
+from ..backend.arrays import _ndarray, array_module, backend_of, is_array
 from ..backend.memory import LARGE
 from ..codegen import expr, llvm
 from ..codegen.arrays import BOOLEAN, Program
@@ -81,10 +81,13 @@ class Op:
     # whether gradients come back in the broadcast shape and must be summed to the input's
     broadcasts = False
 
-    def __init__(self, name: str, eval: Callable, samples: Callable | None):
+    def __init__(self, name: str, eval: Callable, samples: Callable | None, cuda=None):
         if name in REGISTRY:
             raise ValueError(f"operation {name!r} is stated twice")
-        self.name, self.eval, self.samples = name, eval, samples
+        self.name, self.samples = name, samples
+        # the kernel that may replace the array functions on CUDA arrays, and these alone
+        self.cuda, self.reference = cuda, eval
+        self.eval = eval if cuda is None else _by_device(eval, cuda)
         self._save_plans: dict[tuple, SavePlan] = {}
         # the plan of an operation that is not elementwise for one argument with a history
         self.plan_of_one: SavePlan | None = None
@@ -130,6 +133,20 @@ class Op:
         """Tangent of the output; ``tangents[i]`` is None where the argument has none. None: the
         kind has no direct rule."""
         return
+
+
+def _by_device(reference: Callable, kernel: Callable) -> Callable:
+    """``reference`` for CPU arrays; for CUDA arrays ``kernel``, or the reference where that
+    returns None."""
+
+    def evaluate(*args, **params):
+        if args[0].__class__ is not _ndarray and is_array(args[0]):
+            found = kernel(*args, **params)
+            if found is not None:
+                return found
+        return reference(*args, **params)
+
+    return evaluate
 
 
 # ------------------------------------------------------------------------------------------------
@@ -450,8 +467,8 @@ class Linear(Op):
 
     kind = "linear"
 
-    def __init__(self, name, eval, transpose, linear_args, samples):
-        super().__init__(name, eval, samples)
+    def __init__(self, name, eval, transpose, linear_args, samples, cuda=None):
+        super().__init__(name, eval, samples, cuda)
         self.transpose, self.linear_args = transpose, linear_args
 
     def differentiable(self, position):
@@ -479,15 +496,24 @@ class Linear(Op):
 
 
 def linear(
-    name: str, eval: Callable, transpose: Callable, *, linear_args: int | None = 1, samples=None
+    name: str,
+    eval: Callable,
+    transpose: Callable,
+    *,
+    linear_args: int | None = 1,
+    samples=None,
+    cuda: Callable | None = None,
 ) -> Linear:
     """State a linear operation by its ``transpose(g, *args, **params)``.
+
+    ``cuda(*args, **params)``, here and for the other kinds, is a kernel for CUDA arrays that equals
+    ``eval``; where it returns None, ``eval`` computes.
 
     Arguments it is linear in reach the transpose as ``Meta`` (shape and dtype only); others, such
     as indices, with their values. With one linear argument the transpose returns its cotangent,
     else a sequence of them.
     """
-    return Linear(name, eval, transpose, linear_args, samples)
+    return Linear(name, eval, transpose, linear_args, samples, cuda)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -499,8 +525,8 @@ class Bilinear(Op):
 
     kind = "bilinear"
 
-    def __init__(self, name, eval, transposes, samples):
-        super().__init__(name, eval, samples)
+    def __init__(self, name, eval, transposes, samples, cuda=None):
+        super().__init__(name, eval, samples, cuda)
         self.transposes = transposes
 
     def differentiable(self, position):
@@ -528,10 +554,12 @@ class Bilinear(Op):
         return total
 
 
-def bilinear(name: str, eval: Callable, *transposes: Callable, samples=None) -> Bilinear:
+def bilinear(
+    name: str, eval: Callable, *transposes: Callable, samples=None, cuda: Callable | None = None
+) -> Bilinear:
     """State a bilinear operation by one ``transpose(g, a, b, **params)`` per argument (its own
     argument as ``Meta``)."""
-    return Bilinear(name, eval, transposes, samples)
+    return Bilinear(name, eval, transposes, samples, cuda)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -543,8 +571,8 @@ class Opaque(Op):
 
     kind = "opaque"
 
-    def __init__(self, name, eval, vjps, reads, samples):
-        super().__init__(name, eval, samples)
+    def __init__(self, name, eval, vjps, reads, samples, cuda=None):
+        super().__init__(name, eval, samples, cuda)
         self.vjps = vjps
         each = reads if reads and isinstance(reads[0], tuple) else [reads] * len(vjps)
         self._reads = [frozenset(r) for r in each]
@@ -570,7 +598,12 @@ class Opaque(Op):
 
 
 def opaque(
-    name: str, eval: Callable, *vjps: Callable | None, reads: Sequence = (0,), samples=None
+    name: str,
+    eval: Callable,
+    *vjps: Callable | None,
+    reads: Sequence = (0,),
+    samples=None,
+    cuda: Callable | None = None,
 ) -> Opaque:
     """State an operation by its vjps, ``vjp(g, out, *args, **params)`` per differentiable argument.
 
@@ -578,14 +611,14 @@ def opaque(
     vjp. Anything else reaches them as ``Meta``, so that a value that was forgotten is an error and
     never a stale number.
     """
-    return Opaque(name, eval, vjps, reads, samples)
+    return Opaque(name, eval, vjps, reads, samples, cuda)
 
 
 class Joint(Opaque):
     """An opaque function of which one rule gives the cotangents of all arguments at once."""
 
-    def __init__(self, name, eval, rule, arguments, reads, samples):
-        super().__init__(name, eval, (rule,) * arguments, reads, samples)
+    def __init__(self, name, eval, rule, arguments, reads, samples, cuda=None):
+        super().__init__(name, eval, (rule,) * arguments, reads, samples, cuda)
         self.rule = rule
 
     def vjp(self, g, out, args, params, needs):
@@ -593,14 +626,21 @@ class Joint(Opaque):
 
 
 def joint(
-    name: str, eval: Callable, rule: Callable, *, arguments: int, reads: Sequence = (), samples=None
+    name: str,
+    eval: Callable,
+    rule: Callable,
+    *,
+    arguments: int,
+    reads: Sequence = (),
+    samples=None,
+    cuda: Callable | None = None,
 ) -> Joint:
     """State an operation by ``rule(needs, g, out, *args, **params)``, which gives the cotangents of
     its arguments for which ``needs`` is true, and None for the others.
 
     For cotangents that share their work; ``reads`` as for ``opaque``.
     """
-    return Joint(name, eval, rule, arguments, reads, samples)
+    return Joint(name, eval, rule, arguments, reads, samples, cuda)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -635,7 +675,9 @@ def zeros_like(x):
     return array_module(array).zeros_like(array)
 
 
-def not_differentiable(name: str, eval: Callable, samples=None) -> Opaque:
+def not_differentiable(
+    name: str, eval: Callable, samples=None, cuda: Callable | None = None
+) -> Opaque:
     """State an operation through which no gradient passes (its results are integers or
     booleans)."""
-    return Opaque(name, eval, (), (), samples)
+    return Opaque(name, eval, (), (), samples, cuda)

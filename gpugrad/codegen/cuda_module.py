@@ -1,0 +1,198 @@
+"""CUDA source to kernels that can be launched: includes, compilation, cache, errors.
+
+``source`` makes one self-contained text of generated code and the files of ``kernels/``; the same
+text is what the checks without a GPU compile and run. ``load`` compiles it once per architecture
+with NVRTC and keeps the machine code on disk; a failure shows the lines the compiler complains of.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from ..backend import cupy as backend
+from ..config import settings
+from ..errors import KernelError
+from . import cache as disk
+
+OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"[^\n]*$', re.MULTILINE)
+
+
+class Unsupported(Exception):
+    """What was asked for has no kernel; the reference computes it."""
+
+
+@cache
+def folder() -> Path:
+    """Where the files of ``kernels/`` are: beside the package, or installed in it."""
+    package = Path(__file__).parents[1]
+    installed = package / "kernels"
+    return installed if installed.is_dir() else package.parent / "kernels"
+
+
+@cache
+def file(name: str) -> str:
+    """The text of a file of ``kernels/``."""
+    return (folder() / name).read_text(encoding="utf-8")
+
+
+def source(text: str, name: str = "generated.cu") -> str:
+    """A text with the files of ``kernels/`` it includes in their places, each once.
+
+    ``#line`` directives keep the compiler's messages in terms of the files.
+    """
+    return f'#line 1 "{name}"\n' + _expand(text, name, set())
+
+
+def _expand(text: str, name: str, seen: set[str]) -> str:
+    pieces, start = [], 0
+    for found in _INCLUDE.finditer(text):
+        pieces.append(text[start : found.start()])
+        included, start = found[1], found.end()
+        if included not in seen:
+            seen.add(included)
+            line = text.count("\n", 0, found.end()) + 2
+            body = _expand(file(included), included, seen)
+            pieces.append(f'#line 1 "{included}"\n{body}\n#line {line - 1} "{name}"\n')
+    return "".join([*pieces, text[start:]])
+
+
+def load(text: str, function: str, name: str = "generated.cu") -> Launcher:
+    """The kernel ``function`` of a source, compiled for a device when first launched there."""
+    return Launcher(source(text, name), function)
+
+
+def load_file(name: str, function: str, defines: Sequence[str] = ()) -> Launcher:
+    """A kernel of a file of ``kernels/``; ``defines`` such as ``"T=float"`` go before it."""
+    head = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
+    return Launcher(head + source(file(name), name), function)
+
+
+class Launcher:
+    """``launcher(grid, block, args)``: queue a kernel on the current stream of the current device.
+
+    Arguments are arrays (their address is passed, contiguous or not), Python ints and floats
+    (``long long`` and ``double``), NumPy scalars (their own type) and NumPy arrays of one element
+    (a struct by value).
+    """
+
+    __slots__ = ("_functions", "function", "text")
+
+    def __init__(self, text: str, function: str):
+        self.text, self.function = text, function
+        self._functions: dict[int, Callable] = {}  # by device
+
+    def __call__(self, grid: tuple, block: tuple, args: Sequence, shared: int = 0) -> None:
+        device = backend.current_device()
+        kernel = self._functions.get(device)
+        if kernel is None:
+            kernel = self._functions[device] = _function(self.text, self.function, device, shared)
+        kernel(grid, block, args, shared)
+
+
+def _function(text: str, name: str, device: int, shared: int):
+    module = _module(text, device)
+    function = module.get_function(name)
+    if shared > 48 << 10:  # beyond what every device grants
+        from cupy_backends.cuda.api import driver
+
+        attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driver.funcSetAttribute(function.ptr, attribute, shared)
+    return function
+
+
+@cache
+def _module(text: str, device: int):
+    """The module of a source on a device."""
+    backend.cupy()
+    from cupy.cuda.function import Module
+
+    arch = architecture(device)
+    key = disk.key_of(repr((text, arch, OPTIONS, compiler_version())))
+    image = disk.read(key)
+    if image is None:
+        image = compile(text, arch)
+        disk.write(key, image)
+    module = Module()
+    module.load(image)
+    return module
+
+
+def architecture(device: int) -> str:
+    """``sm_90`` or the like: the device's, or the newest the compiler knows."""
+    from cupy.cuda import nvrtc
+
+    capability = int(backend.cupy().cuda.Device(device).compute_capability)
+    return f"sm_{max(a for a in nvrtc.getSupportedArchs() if a <= capability)}"
+
+
+def compiler_version() -> tuple:
+    from cupy.cuda import nvrtc
+
+    return nvrtc.getVersion()
+
+
+def compile(text: str, arch: str, options: Sequence[str] = ()) -> bytes:
+    """Machine code of a source for an architecture such as ``sm_90``.
+
+    Raises KernelError with the compiler's messages, which show the lines they speak of.
+    """
+    return compile_with_log(text, arch, options)[0]
+
+
+def compile_with_log(text: str, arch: str, options: Sequence[str] = ()) -> tuple[bytes, str]:
+    """The same, and what the compiler said (``--ptxas-options=-v``: registers and spills)."""
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(text, "generated.cu", (), ())
+    given = [*OPTIONS, f"-arch={arch}", *[f"-I{d}" for d in include_folders()], *options]
+    try:
+        nvrtc.compileProgram(program, given)
+        return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)
+    except nvrtc.NVRTCError as error:
+        log = nvrtc.getProgramLog(program)
+        raise KernelError(f"a kernel does not compile for {arch}:\n{log or error}") from None
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+@cache
+def include_folders() -> tuple[str, ...]:
+    """Folders with NVIDIA's headers (cuda_fp16.h, cuda_bf16.h)."""
+    candidates = []
+    for variable in ("CUDA_PATH", "CUDA_HOME"):
+        if os.environ.get(variable):
+            candidates.append(Path(os.environ[variable]) / "include")
+    try:
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        found = find_nvidia_header_directory("cudart")
+        if found:
+            candidates.append(Path(found))
+    except ImportError:
+        pass
+    candidates.append(Path("/usr/local/cuda/include"))
+    for folder_ in candidates:
+        if (folder_ / "cuda_fp16.h").exists():
+            nested = folder_ / "cccl"
+            return (str(folder_), str(nested)) if nested.is_dir() else (str(folder_),)
+    raise KernelError(
+        "no CUDA headers (cuda_fp16.h): install gpugrad[cuda13] or gpugrad[cuda12], which bring "
+        "them, or set CUDA_PATH to a toolkit"
+    )
+
+
+def enabled() -> bool:
+    """Whether kernels may be used: not with ``GPUGRAD_CUDA_KERNELS=0``, and not on a stand-in for
+    CuPy that cannot run them."""
+    return settings.cuda_kernels and hasattr(backend.cupy(), "RawModule")
+
+
+def report(error: Exception, what: str) -> None:
+    """Say that the reference computes something because its kernel cannot be built."""
+    warnings.warn(f"no CUDA kernel for {what}, the slower reference is used: {error}", stacklevel=3)
