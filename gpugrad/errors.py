@@ -32,11 +32,17 @@ class CheckpointError(RuntimeError):
     """A checkpoint file is truncated, damaged, or was not written by gpugrad."""
 
 
-def user_line() -> tuple[str, int]:
-    """File and line of the innermost caller outside the package, for error messages."""
+def user_frame():
+    """The innermost caller outside the package."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
+    return frame
+
+
+def user_line() -> tuple[str, int]:
+    """File and line of the innermost caller outside the package, for error messages."""
+    frame = user_frame()
     return frame.f_code.co_filename, frame.f_lineno
 
 

@@ -226,12 +226,14 @@ def allclose(
     input, other, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
 ) -> bool:
     """Whether all elements are close (see ``isclose``)."""
-    return bool(isclose(input, other, rtol, atol, equal_nan).array.all())
+    return bool(backend_arrays.item(isclose(input, other, rtol, atol, equal_nan).array.all()))
 
 
 def equal(input, other) -> bool:
     """Whether two tensors have the same shape and values."""
-    return input.shape == other.shape and bool((input.array == other.array).all())
+    return input.shape == other.shape and bool(
+        backend_arrays.item((input.array == other.array).all())
+    )
 
 
 def nan_to_num(input, nan: float = 0.0, posinf=None, neginf=None) -> Tensor:

@@ -280,7 +280,7 @@ class Tensor:
                 f"only one element tensors can be converted to Python scalars (shape "
                 f"{tuple(self.shape)})"
             )
-        return self.array.item()
+        return backend_arrays.item(self.array)
 
     def __index__(self) -> int:
         if self.array.dtype.kind not in "iub":
@@ -296,7 +296,7 @@ class Tensor:
         return format(self.item(), spec) if self.array.ndim == 0 and spec else str(self)
 
     def __contains__(self, value) -> bool:
-        return bool((self.array == getattr(value, "array", value)).any())
+        return bool(backend_arrays.item((self.array == getattr(value, "array", value)).any()))
 
     def __copy__(self) -> Tensor:
         return self.__deepcopy__({}, share=True)
@@ -378,11 +378,12 @@ class Tensor:
                 f"{tuple(self.shape)}); "
                 "use .tolist() or reduce it first"
             )
-        return self.array.item()
+        a = self.array
+        return a.item() if a.__class__ is _ndarray else backend_arrays.item(a)
 
     def tolist(self):
         """The values as nested Python lists (a number for a zero-dimensional tensor)."""
-        return self.array.tolist()
+        return backend_arrays.to_numpy(self.array).tolist()
 
 
 def _default_dtype():

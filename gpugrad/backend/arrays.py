@@ -11,6 +11,7 @@ from . import numpy as cpu_backend
 from .device import CPU, as_device, device
 
 _ndarray = np.ndarray
+_HOST = (np.ndarray, np.generic)
 
 
 def is_array(value) -> bool:
@@ -48,6 +49,11 @@ def backend_for(d: device):
 def to_numpy(array):
     """The values as a NumPy array (zero copy on the CPU)."""
     return array if isinstance(array, _ndarray) else cuda_backend.to_numpy(array)
+
+
+def item(array):
+    """The value of a one-element array as a Python number (waits for a GPU)."""
+    return array.item() if isinstance(array, _HOST) else cuda_backend.item(array)
 
 
 def to_device(array, d: device):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..errors import DeviceError
+from . import device_errors
 from .device import device
 
 name = "cupy"
@@ -71,9 +72,11 @@ def on_device(d: device):
 
 
 def synchronize(d=None) -> None:
-    """Wait until all work queued on a CUDA device is done."""
+    """Wait until all work queued on a CUDA device is done; errors that its kernels found are raised
+    here."""
     with on_device(device("cuda") if d is None else device(d)) as current:
         current.synchronize()
+    device_errors.check()
 
 
 def asarray(data, dtype=None):
@@ -81,7 +84,18 @@ def asarray(data, dtype=None):
 
 
 def to_numpy(array):
-    return array.get()
+    """The values in host memory; errors that kernels found are raised here."""
+    values = array.get()
+    device_errors.check()
+    return values
+
+
+def item(array):
+    """The value of a one-element array as a Python number; errors that kernels found are raised
+    here."""
+    value = array.item()
+    device_errors.check()
+    return value
 
 
 def zeros(shape, dtype):
