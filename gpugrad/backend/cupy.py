@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 from ..errors import DeviceError
 from . import device_errors
@@ -65,6 +66,16 @@ def current_device() -> int:
 
 def device_of(array) -> device:
     return device("cuda", array.device.id)
+
+
+_HERE = nullcontext()
+
+
+def on_device_of(array):
+    """A context in which the device of a CUDA array is the current one."""
+    number = array.data.device_id
+    module = cupy()
+    return _HERE if number == module.cuda.runtime.getDevice() else module.cuda.Device(number)
 
 
 def on_device(d: device):

@@ -22,6 +22,8 @@ class Program:
     __slots__ = (
         "_compiled",
         "computed",
+        "cuda_kernels",
+        "cuda_plans",
         "full",
         "inputs",
         "native",
@@ -45,6 +47,8 @@ class Program:
         self._compiled: dict = {}
         self.native: dict = {}  # kernels made by llvm.py, and how it calls them
         self.plans: dict = {}
+        self.cuda_kernels: dict = {}  # the same of cuda.py
+        self.cuda_plans: dict = {}
 
     def direct(self, functions, dtype=None, reuse: bool = True):
         """``f(*inputs)`` returning one array per output, in a list if there are several.

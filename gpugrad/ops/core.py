@@ -26,7 +26,7 @@ from typing import Any
 
 from ..backend.arrays import _ndarray, array_module, backend_of, is_array
 from ..backend.memory import LARGE
-from ..codegen import expr, llvm
+from ..codegen import cuda, expr, llvm
 from ..codegen.arrays import BOOLEAN, Program
 from ..codegen.expr import Expr
 from ..codegen.functions import functions_for
@@ -355,7 +355,11 @@ def run_program(program: Program, args, xp):
     """Run an array program: large ones natively, else in cache-sized pieces over several threads if
     the arrays are flat, else directly."""
     functions = functions_for(xp)
-    if program.computed and xp.__name__ == "numpy":
+    if xp.__name__ == "cupy":
+        outputs = cuda.run(program, args)
+        if outputs is not None:
+            return outputs[0] if len(outputs) == 1 else outputs
+    elif program.computed:
         arrays = [a for a in args if a.__class__ is xp.ndarray and a.ndim]
         if arrays and max([a.nbytes for a in arrays]) >= LARGE:
             outputs = llvm.run(program, args) or _run_blocked(program, args, arrays, functions)
