@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ TYPES = {
 }
 _NUMBERS = (int, float, bool)
 BLOCK = 256  # threads
-_PACK = 16  # bytes a thread loads at once
+PACK = 16  # bytes a thread loads at once
 _MOST_BLOCKS = 1 << 16  # beyond, threads loop
 # Plans a program keeps: for so many combinations of shapes and strides.
 _PLANS = 256
@@ -351,7 +351,7 @@ class _Plan:
             plan = self
             if self.unaligned is not None:
                 for a in arrays:
-                    if a.data.ptr % _PACK:
+                    if a.data.ptr % PACK:
                         plan = self.unaligned
             numbers = [float(args[k]) for k in self.numbers]
             try:
@@ -490,7 +490,7 @@ def _variant(operands: _Operands, layout: _Layout) -> Variant:
             letter = "v" if step == 1 else "o" if step == 0 else "s"
             letter = letter.upper() if kind == "b" else letter
         pattern.append(letter)
-    lanes = _PACK // operands.dtype.itemsize
+    lanes = PACK // operands.dtype.itemsize
     if layout.rows:  # packs must not begin at odd places
         places = [layout.inner]
         places += [n for s in layout.steps if s[-1] == 1 for n in s[:-1]]
@@ -510,47 +510,3 @@ def kernel_for(program: Program, variant: Variant) -> cuda_module.Launcher:
         text = kernel_text(program, variant)
         found = program.cuda_kernels[variant] = cuda_module.load(text, "elementwise")
     return found
-
-
-# ------------------------------------------------------------------------------------------------
-# all kernels, for checks without a GPU
-
-
-_PATTERNS = {1: ("v", "s"), 2: ("vv", "vo", "ov", "sv", "vn"), 3: ("vvv", "Vvv", "vnn")}
-
-
-def corpus() -> Iterator[tuple[str, str, str]]:
-    """``(name, source, function)`` of kernels of every elementwise row: forward and backward, all
-    dtypes, contiguous; and one row in every layout."""
-    from ..ops.core import REGISTRY, Elementwise
-
-    for op in list(REGISTRY.values()):
-        if isinstance(op, Elementwise):
-            yield from _corpus_of(op)
-    every = REGISTRY["mul"]
-    program = Program([every.body], every.names, ())
-    for rows in range(4):
-        for pattern in _PATTERNS[2]:
-            for lanes in (1, 4):
-                variant = Variant("float32", pattern, rows, lanes, rows == 3)
-                text = kernel_text(program, variant)
-                yield f"mul {pattern} rows {rows} lanes {lanes}", text, "elementwise"
-
-
-def _corpus_of(op) -> Iterator[tuple[str, str, str]]:
-    programs = {"forward": Program([op.body], op.names, ())}
-    if any(op.differentiable(i) for i in range(op.arity)):
-        needs = tuple(op.differentiable(i) for i in range(op.arity))
-        programs["backward"] = op.rule(needs).program
-    for direction, program in programs.items():
-        for dtype in ("float32", "float64", "float16", "bfloat16"):
-            lanes = _PACK // (2 if dtype.endswith("16") else np.dtype(dtype).itemsize)
-            pattern = "".join("v" if n in program.used else "-" for n in program.inputs)
-            variant = Variant(dtype, pattern, 0, lanes, False)
-            if not program.computed:
-                continue
-            try:
-                text = kernel_text(program, variant)
-            except Unsupported:
-                continue
-            yield f"{op.name} {direction} {dtype}", text, "elementwise"

@@ -12,12 +12,10 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 
 from ..backend import cupy as backend
 from ..config import settings
 from ..errors import KernelError
-from . import cache as disk
 
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"[^\n]*$', re.MULTILINE)
@@ -28,17 +26,19 @@ class Unsupported(Exception):
 
 
 @cache
-def folder() -> Path:
-    """Where the files of ``kernels/`` are: beside the package, or installed in it."""
-    package = Path(__file__).parents[1]
-    installed = package / "kernels"
-    return installed if installed.is_dir() else package.parent / "kernels"
+def folder() -> str:
+    """Where the files of ``kernels/`` are: installed in the package, or beside it."""
+    package = os.path.dirname(os.path.dirname(__file__))
+    installed = os.path.join(package, "kernels")
+    beside = os.path.join(os.path.dirname(package), "kernels")
+    return installed if os.path.isdir(installed) else beside
 
 
 @cache
 def file(name: str) -> str:
     """The text of a file of ``kernels/``."""
-    return (folder() / name).read_text(encoding="utf-8")
+    with open(os.path.join(folder(), name), encoding="utf-8") as text:
+        return text.read()
 
 
 def source(text: str, name: str = "generated.cu") -> str:
@@ -112,6 +112,8 @@ def _module(text: str, device: int):
     backend.cupy()
     from cupy.cuda.function import Module
 
+    from . import cache as disk  # hashlib and tempfile take milliseconds
+
     arch = architecture(device)
     key = disk.key_of(repr((text, arch, OPTIONS, compiler_version())))
     image = disk.read(key)
@@ -164,23 +166,18 @@ def compile_with_log(text: str, arch: str, options: Sequence[str] = ()) -> tuple
 @cache
 def include_folders() -> tuple[str, ...]:
     """Folders with NVIDIA's headers (cuda_fp16.h, cuda_bf16.h)."""
-    candidates = []
-    for variable in ("CUDA_PATH", "CUDA_HOME"):
-        if os.environ.get(variable):
-            candidates.append(Path(os.environ[variable]) / "include")
+    roots = [os.environ[v] for v in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(v)]
+    candidates = [os.path.join(root, "include") for root in roots]
     try:
         from cuda.pathfinder import find_nvidia_header_directory
 
-        found = find_nvidia_header_directory("cudart")
-        if found:
-            candidates.append(Path(found))
+        candidates.append(find_nvidia_header_directory("cudart") or "")
     except ImportError:
         pass
-    candidates.append(Path("/usr/local/cuda/include"))
-    for folder_ in candidates:
-        if (folder_ / "cuda_fp16.h").exists():
-            nested = folder_ / "cccl"
-            return (str(folder_), str(nested)) if nested.is_dir() else (str(folder_),)
+    for found in (*candidates, "/usr/local/cuda/include"):
+        if found and os.path.exists(os.path.join(found, "cuda_fp16.h")):
+            nested = os.path.join(found, "cccl")
+            return (found, nested) if os.path.isdir(nested) else (found,)
     raise KernelError(
         "no CUDA headers (cuda_fp16.h): install gpugrad[cuda13] or gpugrad[cuda12], which bring "
         "them, or set CUDA_PATH to a toolkit"
