@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 
 from . import cupy as cuda_backend
@@ -16,10 +14,7 @@ _HOST = (np.ndarray, np.generic)
 
 def is_array(value) -> bool:
     """Whether the value is an array of one of the backends (NumPy scalars are not)."""
-    if isinstance(value, _ndarray):
-        return True
-    module = sys.modules.get("cupy")
-    return module is not None and isinstance(value, module.ndarray)
+    return isinstance(value, _ndarray) or cuda_backend.is_array(value)
 
 
 def backend_of(array):
@@ -56,26 +51,42 @@ def item(array):
     return array.item() if isinstance(array, _HOST) else cuda_backend.item(array)
 
 
-def to_device(array, d: device):
-    """The array on this device: itself if it is there already, else a copy."""
+def to_device(array, d: device, non_blocking: bool = False):
+    """The array on this device: itself if it is there already, else a copy.
+
+    "cuda" without a number means the current CUDA device, as in torch.
+    """
+    if isinstance(array, _ndarray):
+        if d.type == "cpu":
+            return array
+        from .cuda_transfer import from_host
+
+        return from_host(array, cuda_backend.require(d).index, non_blocking)
     if d.type == "cpu":
-        return to_numpy(array)
-    with cuda_backend.on_device(d):
-        return cuda_backend.asarray(array)
+        if not non_blocking:
+            return cuda_backend.to_numpy(array)
+        from .cuda_transfer import to_host
+
+        return to_host(array, non_blocking)
+    index = cuda_backend.require(d).index
+    if index == array.data.device_id:
+        return array
+    from .cuda_transfer import to_other
+
+    return to_other(array, index)
 
 
 def new_array(data, dtype=None, d: device | None = None):
     """A fresh array with these values on a device."""
-    d = as_device(d)
-    if d.type == "cpu":
-        return np.array(data, dtype)
-    with cuda_backend.on_device(d):
-        return cuda_backend.cupy().array(data, dtype)
+    if cuda_backend.is_array(data):
+        with cuda_backend.on_device_of(data):
+            return to_device(data.astype(data.dtype if dtype is None else dtype), as_device(d))
+    return to_device(np.array(data, dtype), as_device(d))
 
 
 def scalar_array(value, dtype, like):
     """A zero-dimensional array on the device of ``like``."""
     if isinstance(like, _ndarray):
         return np.array(value, dtype)
-    with cuda_backend.on_device(device_of(like)):
-        return cuda_backend.asarray(value, dtype)
+    with cuda_backend.on_device_of(like):
+        return cuda_backend.full((), value, dtype)

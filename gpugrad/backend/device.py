@@ -21,7 +21,7 @@ class device:
     device(type='cpu')
     """
 
-    __slots__ = ("_outer", "index", "type")
+    __slots__ = ("index", "type")
 
     def __init__(self, type: str | device | int, index: int | None = None):
         if isinstance(type, device):
@@ -47,7 +47,6 @@ class device:
             )
         self.type = type
         self.index = index
-        self._outer = []
 
     def __repr__(self):
         number = "" if self.index is None else f", index={self.index}"
@@ -66,16 +65,21 @@ class device:
         return device, (self.type, self.index)
 
     def __enter__(self):
-        self._outer.append(_local.current)
+        _local.outer.append(_local.current)
         _local.current = self
         return self
 
     def __exit__(self, *exc):
-        _local.current = self._outer.pop()
+        _local.current = _local.outer.pop()
 
 
 class _Local(threading.local):
+    """The contexts open in a thread; a device object may be shared between threads."""
+
     current: device | None = None
+
+    def __init__(self):
+        self.outer: list[device | None] = []
 
 
 _local = _Local()
