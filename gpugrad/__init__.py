@@ -10,7 +10,7 @@ tensor([2., 4., 6.])
 import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import autograd, cuda, func, functional, numpy_protocol
+from . import autograd, cuda, dtypes, func, functional, numpy_protocol
 from .autograd import (
     enable_grad,
     inference_mode,
@@ -298,10 +298,12 @@ def set_num_threads(n: int) -> None:
 def __getattr__(name: str):
     if name in _LAZY:
         return _importlib.import_module(f".{name}", __name__)
+    if name == "bfloat16":  # imports ml_dtypes
+        return dtypes.bfloat16
     if name in _LAZY_NAMES:
         return getattr(_importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
     raise AttributeError(f"module 'gpugrad' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_LAZY, *_LAZY_NAMES])
+    return sorted([*globals(), *_LAZY, *_LAZY_NAMES, "bfloat16"])

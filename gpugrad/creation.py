@@ -47,7 +47,7 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
     Python floats become the default dtype (float32), integers int64, booleans bool; arrays keep
     their dtype, also those of other libraries (torch, jax, pandas: DLPack or ``__array__``).
     Raises ValueError for ragged lists, TypeError for data that is no number or has a dtype NumPy
-    lacks (bfloat16), BufferError for a tensor of another library that records a gradient.
+    lacks (float8), BufferError for a tensor of another library that records a gradient.
 
     >>> import gpugrad as gg
     >>> gg.tensor([[1.0, 2.0], [3.0, 4.0]]).shape
@@ -62,11 +62,13 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
         array = data.copy() if dtype is None else data.astype(dtype)
         return _finish(wrap(backend_arrays.to_device(array, target)), requires_grad)
     data = _unwrap_nested(data)
+    if dtype.__class__ is str:
+        dtype = dtypes.as_dtype(dtype)
     try:
         array = np.array(data)
     except ValueError as error:
         raise ValueError(f"expected a sequence of equal length at every level: {error}") from None
-    if array.dtype.kind not in "biufc":
+    if not dtypes.is_number(array.dtype):
         raise TypeError(
             f"cannot make a tensor of {type(data).__name__} with elements like {data!r:.60}"
         )
@@ -145,7 +147,7 @@ def from_numpy(array) -> Tensor:
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"expected np.ndarray (got {type(array).__name__})")
-    if array.dtype.kind not in "biufc":
+    if not dtypes.is_number(array.dtype):
         raise TypeError(
             f"can't convert np.ndarray of type {array.dtype}; supported are booleans, integers, "
             f"floats, complex"
@@ -175,7 +177,7 @@ def from_dlpack(source) -> Tensor:
             f"or to a CUDA device first"
         )
     try:
-        array = np.from_dlpack(source)
+        array = _from_dlpack(source)
     except RuntimeError as error:
         raise TypeError(
             f"from_dlpack: NumPy has no dtype for {getattr(source, 'dtype', 'these data')} "
@@ -186,11 +188,22 @@ def from_dlpack(source) -> Tensor:
     return wrap(array)
 
 
+def _from_dlpack(source):
+    """A NumPy array over memory of the CPU."""
+    if str(getattr(source, "dtype", "")).endswith("bfloat16"):
+        from .backend import dlpack
+
+        return dlpack.take(source)
+    return np.from_dlpack(source)
+
+
 _ON_CPU, _ON_CUDA = (1, 3, 11), (2, 13)  # DLDeviceType; pinned memory is the CPU's
 
 
 def _new(make, size, dtype, device, requires_grad) -> Tensor:
     d = as_device(device)
+    if dtype.__class__ is str:
+        dtype = dtypes.as_dtype(dtype)
     if d.type == "cpu":
         return _finish(wrap(make(np, size, dtype or settings.default_dtype)), requires_grad)
     backend = backend_arrays.backend_for(d)
@@ -353,7 +366,7 @@ def meshgrid(*tensors, indexing: str = "ij") -> tuple[Tensor, ...]:
 
 
 def _random(draw, size, dtype, device, requires_grad, generator) -> Tensor:
-    dtype = np.dtype(dtype or settings.default_dtype)
+    dtype = dtypes.as_dtype(dtype or settings.default_dtype)
     array = draw(generator or default_generator, _shape(size), dtype)
     return _finish(on_device(array, device), requires_grad)
 

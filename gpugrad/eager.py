@@ -16,6 +16,7 @@ from .autograd.engine import (
     lines,
     make_elementwise_node,
     make_op_node,
+    run_bfloat16_op,
     run_elementwise,
 )
 from .backend import arrays as backend_arrays
@@ -26,7 +27,7 @@ from .codegen.arrays import compile_program, straight_line
 from .codegen.expr import Expr
 from .codegen.functions import functions_for
 from .config import modes, settings
-from .dtypes import category, of_scalar, result_type_of
+from .dtypes import category, is_differentiable, of_scalar, result_type_of
 from .errors import user_line
 from .ops import core
 from .ops import shape as shape_ops
@@ -80,7 +81,7 @@ def _interpret_one(op: Op, x: Tensor, params) -> Tensor:
     if edge is None or (modes.unusual and not modes.local.grad):
         return result
     plan = op.plan_of_one
-    if plan is None or modes.special:
+    if plan is None or modes.special or z.dtype.kind == "V":
         record(op, (x,), params, result)
     elif z.dtype.kind in "fc":
         out = version = None
@@ -96,7 +97,7 @@ def record(op: Op, args, params, result: Tensor) -> None:
     edges = [a._node if isinstance(a, Tensor) else None for a in args]
     plan = op.save_plan(tuple([e is not None for e in edges]))
     array = result.array
-    if not plan.wanted or array.dtype.kind not in "fc":
+    if not plan.wanted or not is_differentiable(array.dtype):
         return
     if len(args) == 1 and not isinstance(op, Elementwise):
         op.plan_of_one = plan
@@ -110,6 +111,8 @@ def record(op: Op, args, params, result: Tensor) -> None:
         if plan.drops_edges:
             edges = [e if need else None for e, need in zip(edges, plan.needs)]
         node = make_op_node(op, edges, saved, out, version, array.shape, params, plan)
+        if array.dtype.kind == "V":
+            node.run = run_bfloat16_op
     if modes.unusual and modes.local.anomaly:
         lines[node] = user_line()
     result._node = node

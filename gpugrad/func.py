@@ -16,6 +16,7 @@ from .autograd.engine import ElementwiseNode, Leaf, Node, OpNode, _count_users
 from .autograd.engine import grad as tape_grad
 from .config import grad_mode, modes
 from .creation import as_tensor
+from .dtypes import is_differentiable
 from .eager import record
 from .functions import cat, reshape, stack, to
 from .functions import sum as sum_all
@@ -55,7 +56,7 @@ def _interpret(op: Op, args, params):
     mine = [isinstance(a, Dual) and a.level == level for a in args]
     primals = [a.primal if m else a for a, m in zip(args, mine, strict=True)]
     out = apply(op, primals, params)
-    if out.dtype.kind not in "fc":
+    if not is_differentiable(out.dtype):
         return out
     tangents = [
         a.tangent if m and op.differentiable(i) else None

@@ -11,6 +11,7 @@ from . import creation, functions
 from .autograd.grad_mode import no_grad
 from .backend.arrays import array_module
 from .backend.numpy import xp as np
+from .dtypes import is_floating
 from .eager import elementwise
 from .functions import flatten as flatten
 from .functions import log_softmax, overwrite, sigmoid, softmax, tanh
@@ -80,7 +81,7 @@ def leaky_relu(input, negative_slope: float = 0.01, inplace: bool = False) -> Te
     if inplace:
         return overwrite(input, leaky_relu, negative_slope)
     slope: Any = negative_slope
-    if isinstance(input, Tensor) and input.dtype.kind == "f":
+    if isinstance(input, Tensor) and is_floating(input.dtype):
         # as a number it would make the derivative float64: where(x > 0, 1, slope)
         slope = creation.full((), negative_slope, dtype=input.dtype, device=input.device)
     return elementwise(e.leaky_relu, (input, slope))
@@ -549,7 +550,7 @@ def _standardize(x, axes: int, eps: float) -> Tensor:
 
 def _one_row(dtype, *tensors) -> bool:
     """Whether all tensors are there, have one axis and this floating dtype."""
-    return dtype.kind == "f" and all(
+    return is_floating(dtype) and all(
         t is not None and t.array.ndim == 1 and t.array.dtype == dtype for t in tensors
     )
 
@@ -860,7 +861,7 @@ def cross_entropy(
     axis = 1 if input.ndim > 1 else 0
     if not 0.0 <= label_smoothing <= 1.0:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
-    if target.dtype.kind == "f":
+    if is_floating(target.dtype):
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis)
     logp = log_softmax(input, axis)
     loss = nll_loss(logp, target, weight, ignore_index, reduction)
@@ -878,7 +879,7 @@ def _plain_cross_entropy(input, target, ignore_index: int, reduction: str):
         classes.__class__ is not np.ndarray
         or classes.dtype != _int64
         or x.__class__ is not np.ndarray
-        or x.dtype.kind != "f"
+        or not is_floating(x.dtype)
         or x.ndim != 2
         or classes.shape != x.shape[:1]
         or not x.size

@@ -143,7 +143,7 @@ def pow(input, exponent) -> Tensor:
             return square(input)
         if exponent == 1:
             return positive(input)
-        if input.dtype.kind == "f":
+        if dtypes.is_floating(input.dtype):
             if exponent == 0.5:
                 return sqrt(input)
             if exponent == -1:
@@ -185,7 +185,8 @@ clip = clamp
 
 def lerp(input, end, weight) -> Tensor:
     """``input + weight * (end - input)``."""
-    if not isinstance(weight, Tensor) and isinstance(input, Tensor) and input.dtype.kind == "f":
+    number = not isinstance(weight, Tensor) and isinstance(input, Tensor)
+    if number and dtypes.is_floating(input.dtype):
         # as a number it would make the result float64: the row compares it with 0.5
         weight = creation.full((), weight, dtype=input.dtype, device=input.device)
     return elementwise(e.lerp, (input, end, weight))
@@ -238,7 +239,7 @@ def equal(input, other) -> bool:
 
 def nan_to_num(input, nan: float = 0.0, posinf=None, neginf=None) -> Tensor:
     """Replace NaN and infinities by numbers (infinities by the dtype's largest, unless given)."""
-    if input.dtype.kind != "f":
+    if not dtypes.is_floating(input.dtype):
         return clone(input)
     limits = dtypes.finfo(input.dtype)
     x = where(isnan(input), nan, input)
@@ -273,15 +274,15 @@ def to(
             continue  # torch's positional non_blocking
         else:
             try:
-                dtype = np.dtype(a)
+                dtype = dtypes.as_dtype(a)
             except TypeError as error:
                 raise (RuntimeError if isinstance(a, str) else TypeError)(
                     f"to() takes a device, a dtype or a tensor, got {a!r}"
                 ) from error
     target = input.device if device is None else as_device(device)
     result = input
-    if dtype is not None and input.dtype != np.dtype(dtype):
-        result = shape.cast(result, dtype=np.dtype(dtype))
+    if dtype is not None and input.dtype != (dtype := dtypes.as_dtype(dtype)):
+        result = shape.cast(result, dtype=dtype)
     if target.type != input.device.type or (target.index is not None and target != input.device):
         result = to_device(result, device=target, source=input.device)
     return clone(result) if copy and result is input else result
@@ -321,6 +322,11 @@ def _converter(dtype, name):
     convert.__name__ = name
     convert.__doc__ = f"The tensor as {dtype}."
     return convert
+
+
+def bfloat16(self) -> Tensor:
+    """The tensor as bfloat16."""
+    return to(self, dtype=dtypes.bfloat16)
 
 
 def cpu(self) -> Tensor:
@@ -435,7 +441,7 @@ def view(self, *size) -> Tensor:
     """A view in another shape, or (``view(dtype)``) of the same bytes as another dtype; never a
     copy."""
     if len(size) == 1 and not isinstance(size[0], (*_INT, tuple, list)):
-        return wrap(self.array.view(np.dtype(size[0])))
+        return wrap(self.array.view(dtypes.as_dtype(size[0])))
     result = reshape(self, *size)
     if result._view is None:
         raise RuntimeError(
@@ -816,7 +822,7 @@ def trace(input) -> Tensor:
 
 
 def _check_floating(name, input) -> None:
-    if input.dtype.kind not in "fc":
+    if not dtypes.is_differentiable(input.dtype):
         raise RuntimeError(
             f"{name}(): the input must be of a floating point or complex dtype, got {input.dtype}; "
             f"convert it with .float() first"
@@ -1059,7 +1065,7 @@ def _median(input, dim, keepdim):
     order = argsort(input, axis)
     middle = narrow(order, axis, (n - 1) // 2, 1)
     last = narrow(order, axis, n - 1, 1)  # NaN sorts last
-    if input.dtype.kind == "f":
+    if dtypes.is_floating(input.dtype):
         middle = where(isnan(gather(detach(input), axis, last)), last, middle)
     return _pick(input, middle, axis, keepdim)
 
@@ -1881,7 +1887,7 @@ _install(
 _METHODS = """
     abs absolute acos acosh add addcdiv addcmul addmm all allclose amax amin any argmax argmin
     argsort asin asinh atan atan2
-    atanh bernoulli bmm broadcast_to ceil chunk clamp clip clone contiguous copy_ cos cosh
+    atanh bernoulli bfloat16 bmm broadcast_to ceil chunk clamp clip clone contiguous copy_ cos cosh
     count_nonzero cpu cuda cumsum
     detach detach_ diag diagonal div divide dot eq equal erf exp exp2 expand expand_as expm1 flatten
     flip floor floor_divide

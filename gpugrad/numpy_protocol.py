@@ -143,7 +143,7 @@ def _floating(a: Tensor, dtype) -> Tensor:
     a = _tensor(a)
     if dtype is None and a.dtype.kind in "biu":
         dtype = dtypes.float64
-    return a if dtype is None else a.to(dtype=np.dtype(dtype))
+    return a if dtype is None else a.to(dtype=dtype)
 
 
 def _flat_or(a, axis):
@@ -345,7 +345,7 @@ def _concatenate(arrays, axis=0, dtype=None):
     if axis is None:
         tensors, axis = [x.reshape(-1) for x in tensors], 0
     result = functions.cat(tensors, axis)
-    return result if dtype is None else result.to(dtype=np.dtype(dtype))
+    return result if dtype is None else result.to(dtype=dtype)
 
 
 @_of("stack")
@@ -509,7 +509,7 @@ def _copy(a, order="K"):
 
 @_of("astype")
 def _astype(x, dtype, /, *, copy=True):
-    return functions.to(x, dtype=np.dtype(dtype), copy=copy)
+    return functions.to(x, dtype=dtype, copy=copy)
 
 
 @_of("zeros_like")

@@ -16,7 +16,7 @@ import threading
 from .backend.arrays import backend_for, new_array
 from .backend.device import as_device, device
 from .backend.numpy import xp as np
-from .dtypes import float64, int64, settings
+from .dtypes import finfo, float64, int64, settings
 from .tensor import Tensor, wrap
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -124,7 +124,7 @@ class Generator:
             return ((wide >> np.uint64(11)) * 2.0**-53).reshape(shape)
         values = (self.bits(n) >> np.uint32(8)) * np.float32(2.0**-24)
         if dtype.itemsize < 4:  # rounding to float16 may give 1.0, which the interval excludes
-            values = np.minimum(values, 1 - np.finfo(dtype).epsneg)
+            values = np.minimum(values, 1 - float(finfo(dtype).epsneg))
         return values.astype(dtype, copy=False).reshape(shape)
 
     def normal(self, shape, dtype):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backend import arrays as backend_arrays
 from .backend.device import device as device_class
+from .dtypes import is_bfloat16, is_differentiable, is_floating
 from .errors import user_line
 
 _ndarray = backend_arrays._ndarray
@@ -173,7 +174,7 @@ class Tensor:
         return self.array.flags.c_contiguous
 
     def is_floating_point(self) -> bool:
-        return self.array.dtype.kind == "f"
+        return is_floating(self.array.dtype)
 
     def data_ptr(self) -> int:
         """Address of the first element."""
@@ -197,7 +198,7 @@ class Tensor:
 
         if requires_grad:
             if self._node is None:
-                if self.array.dtype.kind not in "fc":
+                if not is_differentiable(self.array.dtype):
                     raise RuntimeError(
                         "only Tensors of floating point and complex dtype can require gradients, "
                         "got "
@@ -350,6 +351,10 @@ class Tensor:
     def __dlpack__(self, **kwargs):
         if self.requires_grad:
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+        if isinstance(self.array, _ndarray) and is_bfloat16(self.array.dtype):
+            from .backend import dlpack
+
+            return dlpack.export(self.array, **kwargs)
         return self.array.__dlpack__(**kwargs)
 
     def __dlpack_device__(self):
@@ -462,6 +467,8 @@ def _format(t: Tensor) -> str:
     from .dtypes import bool_, int64
 
     array = backend_arrays.to_numpy(t.array)
+    if is_bfloat16(array.dtype):
+        array = array.astype(np.float32)
     body = np.array2string(array, separator=", ", prefix="tensor(", threshold=1000, precision=4)
     parts = [body]
     if not array.size and array.ndim != 1:

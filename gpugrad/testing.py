@@ -9,6 +9,7 @@ from .autograd import gradcheck, gradgradcheck
 from .autograd.gradcheck import GradcheckError
 from .backend import arrays as backend_arrays
 from .backend.numpy import xp as np
+from .dtypes import is_differentiable
 from .tensor import Tensor
 
 __all__ = ["GradcheckError", "assert_close", "gradcheck", "gradgradcheck"]
@@ -171,7 +172,7 @@ def _compare_numbers(actual, expected, given, equal_nan, check_type) -> str | No
 def _report(actual, expected, tolerances, equal_nan) -> str | None:
     rtol, atol = tolerances
     exact = np.asarray(actual == expected)
-    if equal_nan and actual.dtype.kind in "fc" and expected.dtype.kind in "fc":
+    if equal_nan and is_differentiable(actual.dtype) and is_differentiable(expected.dtype):
         exact |= np.isnan(actual) & np.isnan(expected)
     if exact.all():
         return None

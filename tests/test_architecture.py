@@ -33,7 +33,9 @@ PUBLIC_ONLY = ("nn", "optim", "train", "utils", "vision")
 # Where arrays are made, and where data come from files.
 MAY_IMPORT_NUMPY = ("backend", "codegen", "io", "vision", "train", "utils/data", "dtypes", "random")
 
-OPTIONAL = ("cupy", "cupyx", "llvmlite", "matplotlib", "rich", "safetensors", "scipy", "torch")
+OPTIONAL = (
+    "cupy", "cupyx", "llvmlite", "matplotlib", "ml_dtypes", "rich", "safetensors", "scipy", "torch",
+)  # fmt: skip
 
 CORE_MEGABYTES = 5
 

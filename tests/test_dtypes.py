@@ -9,7 +9,7 @@ import pytest
 import gpugrad as gg
 
 DTYPES = [
-    "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64",
+    "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64",
     "complex64", "complex128",
 ]  # fmt: skip
 REAL = DTYPES[:-2]

@@ -65,8 +65,8 @@ def test_lists_of_torch_tensors(torch) -> None:
 def test_what_cannot_be_shared_says_what_to_do(torch, make) -> None:
     with pytest.raises(BufferError, match="detach"):
         make(torch.ones(2, requires_grad=True))
-    with pytest.raises(TypeError, match=r"bfloat16.*convert it first"):
-        make(torch.ones(2, dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match=r"float8.*convert it first"):
+        make(torch.ones(2).to(torch.float8_e4m3fn))
 
 
 def test_a_device_that_is_neither_cpu_nor_cuda_is_refused() -> None:

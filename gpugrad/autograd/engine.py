@@ -19,6 +19,7 @@ from ..backend.memory import LARGE, exclusive
 from ..backend.numpy import xp as np
 from ..config import grad_mode, modes
 from ..errors import SavedTensorError, at
+from ..ops import wide
 from ..ops.core import Meta, Op
 from ..ops.shape import cast, sum_to
 from ..tensor import Tensor, bump_version, clock, wrap
@@ -188,6 +189,27 @@ def run_op(node: OpNode, g, keep: bool) -> Sequence:
         if not edge.shape:  # NumPy's functions return scalars for zero-dimensional arrays
             parts = list(parts)
             parts[k] = array_module(d).asarray(d)
+    return parts
+
+
+def run_bfloat16_op(node: OpNode, g, keep: bool) -> Sequence:
+    """``run_op`` where the result is bfloat16. On the CPU the rule is computed in float32; kernels
+    of a GPU do that by themselves. The cotangents are rounded to the dtypes of the arguments."""
+    saved, out = node.saved, node.out
+    dtypes = [getattr(s, "dtype", None) for s in saved]
+    if g.__class__ is _ndarray:
+        g, out, *saved = wide.widen([g, out, *node.saved_arrays()])
+    elif node.time != clock.now:
+        node.check()
+    float32 = make_op_node(
+        node.op, node.edges, saved, out, None, node.shape, node.params, node.plan
+    )
+    parts = [
+        d if d is None or d.dtype == dtype else d.astype(dtype)
+        for d, dtype in zip(run_op(float32, g, True), dtypes)
+    ]
+    if not keep:
+        node.release()
     return parts
 
 
@@ -648,7 +670,6 @@ def grad(
                 )
         results.append(wrap(g) if g is not None and not isinstance(g, Tensor) else g)
     return tuple(results)
-
 
 
 def make_op_node(op: Op, edges, saved, out, version, shape, params, plan) -> OpNode:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ..backend.arrays import array_module
 from ..config import grad_mode, modes
+from ..dtypes import is_differentiable
 from ..errors import user_line
 from ..ops.shape import cast, sum_to
 from ..tensor import Tensor, clock, version_of, wrap
@@ -196,7 +197,9 @@ def _record(function, ctx, edges, args, results):
         lines[node] = user_line()
     inputs = {id(a) for a in args if isinstance(a, Tensor)}
     differentiable = [
-        isinstance(r, Tensor) and r.dtype.kind in "fc" and id(r) not in ctx._non_differentiable
+        isinstance(r, Tensor)
+        and is_differentiable(r.dtype)
+        and id(r) not in ctx._non_differentiable
         for r in results
     ]
     tensors = [r for r, ok in zip(results, differentiable, strict=True) if ok]

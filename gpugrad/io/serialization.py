@@ -100,13 +100,16 @@ def load(path: str | os.PathLike[str], map_location: Any = None) -> Any:
     from safetensors import SafetensorError
 
     path = Path(path)
-    metadata = read_header(path).get("__metadata__", {})
+    header = read_header(path)
+    metadata = header.pop("__metadata__", {})
+    if any(entry.get("dtype") == "BF16" for entry in header.values()):
+        gg.bfloat16  # noqa: B018  NumPy knows the dtype once ml_dtypes is imported
     try:
         arrays = safetensors_numpy.load_file(path)
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointStructureError(
             f"{path} cannot be read as safetensors: {error}. It is damaged, or holds a dtype that "
-            "NumPy lacks (such as bfloat16: convert it to float32 first)."
+            "NumPy lacks (such as float8: convert it to float32 first)."
         ) from error
     reader = _Reader(path, arrays, map_location)
     if "structure" not in metadata:
@@ -201,6 +204,8 @@ class _Writer:
 
     def _dtype_note(self, array: np.ndarray, place: str) -> dict[str, Any]:
         if array.dtype.kind in _NATIVE_KINDS and array.dtype.itemsize <= 8:
+            return {}
+        if gg.dtypes.is_bfloat16(array.dtype):
             return {}
         if array.dtype.kind != "c":
             raise TypeError(

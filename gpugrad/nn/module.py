@@ -439,6 +439,10 @@ class Module:
         """Convert floating-point parameters and buffers to float16."""
         return self.to(gg.float16)
 
+    def bfloat16(self) -> Self:
+        """Convert floating-point parameters and buffers to bfloat16."""
+        return self.to(gg.bfloat16)
+
     # -- hooks -------------------------------------------------------------------------------------
 
     def _add_hook(self, kind: str, hook: Callable, **options: bool) -> RemovableHandle:
@@ -590,7 +594,7 @@ def _checked_values(
 
 
 def _is_floating(dtype: Any) -> bool:
-    return dtype.kind in "fc"
+    return gg.dtypes.is_differentiable(dtype)
 
 
 def _parse_to(*args: Any, device=None, dtype=None, non_blocking: bool = False) -> tuple:
@@ -605,7 +609,7 @@ def _parse_to(*args: Any, device=None, dtype=None, non_blocking: bool = False) -
             device = arg
         elif arg is not None:
             dtype = arg
-    if dtype is not None and not _is_floating(gg.dtype(dtype)):
+    if dtype is not None and not _is_floating(gg.dtypes.as_dtype(dtype)):
         raise TypeError(
             f"nn.Module.to only accepts floating point or complex dtypes, but got desired "
             f"dtype={dtype}. Convert integer tensors one by one."

@@ -30,6 +30,8 @@ from ..codegen import cuda, expr, llvm
 from ..codegen.arrays import BOOLEAN, Program
 from ..codegen.expr import Expr
 from ..codegen.functions import functions_for
+from ..dtypes import when_bfloat16
+from . import wide
 
 REGISTRY: dict[str, Op] = {}
 _INTERPRETERS: dict[type, tuple[int, Callable]] = {}
@@ -78,6 +80,7 @@ class Op:
 
     kind = "op"
     is_view = False  # whether the result may share memory with the first argument
+    moves = False  # whether values are only moved (or converted): they are never widened
     # whether gradients come back in the broadcast shape and must be summed to the input's
     broadcasts = False
 
@@ -88,6 +91,8 @@ class Op:
         # the kernel that may replace the array functions on CUDA arrays, and these alone
         self.cuda, self.reference = cuda, eval
         self.eval = eval if cuda is None else _by_device(eval, cuda)
+        if wide.known.dtype is not None:
+            self.take_bfloat16()
         self._save_plans: dict[tuple, SavePlan] = {}
         # the plan of an operation that is not elementwise for one argument with a history
         self.plan_of_one: SavePlan | None = None
@@ -102,6 +107,12 @@ class Op:
             if found is not None and (best is None or found[0] > best[0]):
                 best = found
         return self.eval(*args, **params) if best is None else best[1](self, args, params)
+
+    def take_bfloat16(self) -> None:
+        """Evaluate bfloat16 through float32 from now on; kernels take it as it is."""
+        if not (self.is_view or self.moves):
+            self.reference = wide.widened(self.reference)
+            self.eval = _by_device(self.reference, self.cuda) if self.cuda else self.reference
 
     def __repr__(self):
         return f"<{self.kind} op {self.name}>"
@@ -133,6 +144,12 @@ class Op:
         """Tangent of the output; ``tangents[i]`` is None where the argument has none. None: the
         kind has no direct rule."""
         return
+
+
+@when_bfloat16
+def _take_bfloat16(dtype) -> None:
+    for op in REGISTRY.values():
+        op.take_bfloat16()
 
 
 def _by_device(reference: Callable, kernel: Callable) -> Callable:
@@ -228,10 +245,15 @@ class Elementwise(Op):
     def reads_output(self, needs):
         return self.rule(tuple(needs)).reads_output
 
+    def take_bfloat16(self):
+        """Nothing to do: ``run_program`` asks."""
+
     def _evaluate(self, *args):
         """Arrays in, array out; Python numbers stay weakly typed."""
         for a in args:
             if a.__class__ is not _ndarray or a.nbytes >= LARGE or not a.ndim:
+                return self.compute(args)
+            if a.dtype.kind == "V":
                 return self.compute(args)
         if self._small is None:  # NumPy's own function where there is one, else a program
             functions = functions_for(array_module(args[0]))
@@ -359,7 +381,12 @@ def run_program(program: Program, args, xp):
         outputs = cuda.run(program, args)
         if outputs is not None:
             return outputs[0] if len(outputs) == 1 else outputs
-    elif program.computed:
+    if wide.has_bfloat16(args):
+        results = run_program(program, wide.widen(args), xp)
+        if len(program.outputs) == 1:
+            return wide.rounded(results, args)
+        return [wide.rounded(r, args) for r in results]
+    if program.computed and xp.__name__ == "numpy":
         arrays = [a for a in args if a.__class__ is xp.ndarray and a.ndim]
         if arrays and max([a.nbytes for a in arrays]) >= LARGE:
             outputs = llvm.run(program, args) or _run_blocked(program, args, arrays, functions)

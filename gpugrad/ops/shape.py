@@ -155,6 +155,8 @@ putslice = linear(
 )
 for _op in (alias, reshape, permute, broadcast_to, diagonal, getslice):
     _op.is_view = True
+for _op in (spread, flip, roll, putslice, diagonal_scatter):
+    _op.moves = True
 
 # ---- joins and padding
 
@@ -218,3 +220,5 @@ cast = linear(
     lambda g, x, *, dtype: cast(g, dtype=x.dtype),
     samples=lambda r: [((r(2, 3),), {"dtype": r(1).dtype})],
 )
+for _op in (cat, pad, triu, tril, cast):
+    _op.moves = True

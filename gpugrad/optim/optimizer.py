@@ -242,7 +242,7 @@ def _loaded(p: gg.Tensor, name: str, value: Any) -> Any:
     if not isinstance(value, gg.Tensor) and hasattr(value, "__array__"):
         value = gg.as_tensor(value)
     if isinstance(value, gg.Tensor):
-        floating = p.dtype.kind in "fc"
+        floating = gg.dtypes.is_differentiable(p.dtype)
         target = value.to(device=p.device, dtype=p.dtype if floating else value.dtype)
         return target.detach().clone()
     return copy.deepcopy(value)

@@ -33,7 +33,7 @@ def default_collate(batch: Sequence[Any]) -> Any:
         _same_shape([tuple(sample.shape) for sample in batch])
         return gg.stack(list(batch), 0)
     if isinstance(first, np.ndarray | np.generic):
-        if first.dtype.kind not in "biufc":
+        if not gg.dtypes.is_number(first.dtype):
             raise TypeError(
                 f"default_collate: arrays of dtype {first.dtype} cannot become a tensor; pass a "
                 "collate_fn that handles them"
@@ -93,7 +93,7 @@ def default_convert(data: Any) -> Any:
         >>> default_convert({"x": np.zeros(2, np.float32), "name": "a"})
         {'x': tensor([0., 0.]), 'name': 'a'}
     """
-    if isinstance(data, np.ndarray | np.generic) and data.dtype.kind in "biufc":
+    if isinstance(data, np.ndarray | np.generic) and gg.dtypes.is_number(data.dtype):
         return gg.as_tensor(data)
     if isinstance(data, Mapping):
         members = {key: default_convert(value) for key, value in data.items()}
