@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 
-from . import dtypes
+from . import dtypes, random
 from .backend import arrays as backend_arrays
 from .backend.device import as_device
 from .backend.numpy import xp as np
@@ -301,7 +301,11 @@ def arange(
         integral = all(isinstance(v, int) for v in (start, end, step))
         dtype = dtypes.int64 if integral else settings.default_dtype
     return _new(
-        lambda xp, s, d: xp.arange(start, end, step).astype(d), None, dtype, device, requires_grad
+        lambda xp, s, d: xp.arange(start, end, step).astype(d, copy=False),
+        None,
+        dtype,
+        device,
+        requires_grad,
     )
 
 
@@ -316,7 +320,7 @@ def linspace(
     """``steps`` evenly spaced numbers from ``start`` to ``end``, both included."""
     _check_count("linspace: number of steps", steps)
     return _new(
-        lambda xp, s, d: xp.linspace(start, end, steps).astype(d),
+        lambda xp, s, d: xp.linspace(start, end, steps).astype(d, copy=False),
         None,
         dtype,
         device,
@@ -337,7 +341,7 @@ def logspace(
     """``base`` to the power of ``linspace(start, end, steps)``."""
     _check_count("logspace: number of steps", steps)
     return _new(
-        lambda xp, s, d: xp.logspace(start, end, steps, base=base).astype(d),
+        lambda xp, s, d: xp.logspace(start, end, steps, base=base).astype(d, copy=False),
         None,
         dtype,
         device,
@@ -367,22 +371,21 @@ def meshgrid(*tensors, indexing: str = "ij") -> tuple[Tensor, ...]:
 
 def _random(draw, size, dtype, device, requires_grad, generator) -> Tensor:
     dtype = dtypes.as_dtype(dtype or settings.default_dtype)
-    array = draw(generator or default_generator, _shape(size), dtype)
-    return _finish(on_device(array, device), requires_grad)
+    return _finish(draw(generator, _shape(size), dtype, device), requires_grad)
 
 
 def rand(
     *size, generator: Generator | None = None, dtype=None, device=None, requires_grad: bool = False
 ) -> Tensor:
     """Uniform random numbers in [0, 1)."""
-    return _random(Generator.uniform, size, dtype, device, requires_grad, generator)
+    return _random(random.uniform, size, dtype, device, requires_grad, generator)
 
 
 def randn(
     *size, generator: Generator | None = None, dtype=None, device=None, requires_grad: bool = False
 ) -> Tensor:
     """Standard normal random numbers."""
-    return _random(Generator.normal, size, dtype, device, requires_grad, generator)
+    return _random(random.normal, size, dtype, device, requires_grad, generator)
 
 
 def randint(
@@ -406,8 +409,7 @@ def randint(
     if given:
         raise TypeError(f"randint() takes low, high and size, got {args} and more")
     dtype = np.dtype(dtype or dtypes.int64)
-    array = (generator or default_generator).integers(int(low), int(high), _shape((size,)), dtype)
-    return on_device(array, device)
+    return random.integers(generator, int(low), int(high), _shape((size,)), dtype, device)
 
 
 def randperm(n: int, *, generator: Generator | None = None, dtype=None, device=None) -> Tensor:

@@ -19,6 +19,8 @@ from .ops import elementwise as e
 from .ops import index as index_ops
 from .ops import linalg, shape
 from .ops import nn as nn_ops
+from .ops import random as random_ops
+from .random import default_generator
 from .tensor import Tensor, wrap
 
 _pad_zeros = shape.pad
@@ -209,6 +211,9 @@ def dropout(
         return input
     if p == 1.0:
         result = input * 0.0
+    elif input.is_cuda:  # the gradient draws the same numbers again: nothing is saved
+        draw = (generator or default_generator).reserve(input.numel())
+        result = random_ops.dropout(input, p=float(p), draw=draw)
     else:
         drawn = creation.rand(*input.shape, generator=generator, device=input.device)
         result = input * ((drawn >= p).to(dtype=input.dtype) * (1.0 / (1.0 - p)))

@@ -2,46 +2,29 @@
 
 A generator is a key (the seed) and a position. Number ``i`` of the stream depends on these alone,
 so a state is two integers, resuming is exact, and a GPU can compute any part of the stream by
-itself.
-
-Source: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; constants of
-Random123's philox4x32.
+itself. The bits are made in ``ops/random.py`` and, on a GPU, in ``kernels/philox.cuh``.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from math import prod
 
+from .backend import cupy as cuda_backend
 from .backend.arrays import backend_for, new_array
 from .backend.device import as_device, device
 from .backend.numpy import xp as np
 from .dtypes import finfo, float64, int64, settings
+from .codegen import cuda_module, cuda_random
+from .codegen.cuda_random import Draw
+from .ops.random import philox
 from .tensor import Tensor, wrap
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
-_MASK = 0xFFFFFFFF
 # Blocks of four numbers computed ahead, so that small requests do not pay 100 array calls each:
 # doubled from the first to the second bound as a generator is used.
+_MASK = 0xFFFFFFFF
 _AHEAD_FIRST, _AHEAD_LAST = 64, 4096
-
-
-def philox(seed: int, first_block: int, blocks: int):
-    """``blocks`` times four 32-bit numbers of the stream of a seed, as a flat uint32 array."""
-    counter = np.arange(first_block, first_block + blocks, dtype=np.uint64)
-    mask, shift = np.uint64(_MASK), np.uint64(32)
-    c0, c1 = counter & mask, counter >> shift
-    c2, c3 = np.zeros(blocks, np.uint64), np.zeros(blocks, np.uint64)
-    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    a, b = np.uint64(_MULTIPLIERS[0]), np.uint64(_MULTIPLIERS[1])
-    for _ in range(_ROUNDS):
-        p0, p1 = c0 * a, c2 * b
-        c0, c2 = (p1 >> shift) ^ c1 ^ np.uint64(k0), (p0 >> shift) ^ c3 ^ np.uint64(k1)
-        c1, c3 = p1 & mask, p0 & mask
-        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
-    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32).reshape(-1)
 
 
 class Generator:
@@ -61,6 +44,7 @@ class Generator:
         self._start = 0  # stream position of the buffer
         self._seed = self._position = 0
         self._ahead = _AHEAD_FIRST
+        self._graph: GraphDraws | None = None  # the CUDA graph that is being captured
         self.manual_seed(67280421310721)  # torch's default seed
 
     def manual_seed(self, seed: int) -> Generator:
@@ -112,6 +96,16 @@ class Generator:
                 buffer = self._buffer = philox(self._seed, block, blocks)
                 start = self._start = 4 * block
         return buffer[first - start : last - start]
+
+    def reserve(self, n: int) -> Draw:
+        """The place of the next ``n`` 32-bit numbers, for an operation that draws them itself."""
+        with self._lock:
+            position = self._position
+            self._position += n
+            graph = self._graph
+            if graph is not None:
+                return Draw(self._seed, position - graph.start, graph.base)
+            return Draw(self._seed, position)
 
     # ---- distributions, as arrays of the CPU
 
@@ -189,7 +183,74 @@ def set_rng_state(state: Tensor) -> None:
     default_generator.set_state(state)
 
 
+class GraphDraws:
+    """What a CUDA graph draws from a generator: fresh numbers at every replay.
+
+    A kernel's arguments are fixed when a graph is captured, so the seed and the position lie in
+    device memory and ``next`` writes them before a replay. Make it before the capture begins: it
+    allocates.
+    """
+
+    def __init__(self, generator: Generator | None = None):
+        self.generator = generator or default_generator
+        self.base = cuda_backend.cupy().zeros(2, int64)
+        self.start = self.count = 0
+
+    def begin(self) -> None:
+        """The capture begins: places are counted from here."""
+        self.start = self.generator._position
+        self.generator._graph = self
+
+    def end(self) -> None:
+        """The capture is over. It has drawn nothing."""
+        self.generator._graph = None
+        self.count = self.generator._position - self.start
+        self.generator._position = self.start
+
+    def next(self) -> None:
+        """Before a replay: take the next numbers."""
+        if self.count:
+            draw = self.generator.reserve(self.count)
+            seed = draw.seed - (draw.seed >> 63 << 64)  # the same bits as int64
+            self.base[0].fill(seed)
+            self.base[1].fill(draw.position)
+
+
+# ------------------------------------------------------------------------------------------------
+# distributions on a device
+
+
 def on_device(array, d) -> Tensor:
     """A tensor over random CPU values on the device asked for."""
     d = as_device(d)
     return wrap(array if d.type == "cpu" else backend_for(d).asarray(new_array(array, None, d)))
+
+
+def uniform(generator: Generator | None, shape, dtype, d) -> Tensor:
+    """Uniform in [0, 1), drawn on the device."""
+    return _floats("uniform", generator, shape, dtype, d)
+
+
+def normal(generator: Generator | None, shape, dtype, d) -> Tensor:
+    """Standard normal, drawn on the device."""
+    return _floats("normal", generator, shape, dtype, d)
+
+
+def _floats(name: str, generator, shape, dtype, d) -> Tensor:
+    generator, d = generator or default_generator, as_device(d)
+    if d.type == "cpu" or not cuda_module.enabled():
+        return on_device(getattr(generator, name)(shape, dtype), d)
+    draw = generator.reserve(cuda_random.words_of(shape, dtype, paired=name == "normal"))
+    with cuda_backend.on_device(d):
+        return wrap(getattr(cuda_random, name)(draw, shape, dtype))
+
+
+def integers(generator: Generator | None, low: int, high: int, shape, dtype, d) -> Tensor:
+    """Uniform integers in [low, high), drawn on the device."""
+    generator, d = generator or default_generator, as_device(d)
+    known = d.type != "cpu" and cuda_module.enabled() and cuda_random.has_integers(dtype)
+    if not known or high <= low:
+        return on_device(generator.integers(low, high, shape, dtype), d)
+    draw = generator.reserve(2 * prod(shape))
+    with cuda_backend.on_device(d):
+        return wrap(cuda_random.integers(draw, low, high, shape, dtype))
