@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, wraps
 
 from ..backend import cupy as backend
 from ..config import settings
@@ -193,3 +193,38 @@ def enabled() -> bool:
 def report(error: Exception, what: str) -> None:
     """Say that the reference computes something because its kernel cannot be built."""
     warnings.warn(f"no CUDA kernel for {what}, the slower reference is used: {error}", stacklevel=3)
+
+
+def override(what: str) -> Callable:
+    """Decorate a kernel for a row, ``kernel(*arrays, **params)``.
+
+    It runs on the device of its first array, and answers None, so that the reference computes,
+    where it raises Unsupported or where kernels are switched off. A kernel that cannot be built is
+    reported once and not tried again.
+    """
+
+    def decorate(kernel: Callable) -> Callable:
+        usable = True
+
+        @wraps(kernel)
+        def run(*arrays, **params):
+            nonlocal usable
+            if not usable or not enabled():
+                return None
+            try:
+                with backend.on_device_of(arrays[0]):
+                    return kernel(*arrays, **params)
+            except Unsupported:
+                return None
+            except KernelError as error:
+                usable = False
+                report(error, what)
+                return None
+
+        return run
+
+    return decorate
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import cache
 
 from ..backend.arrays import array_module, backend_of
+from ..codegen import cuda_convolution, cuda_pooling
 from ..codegen import pooling as native
 from . import convolution
 from .core import bilinear, joint, linear, opaque
@@ -231,6 +232,7 @@ conv = bilinear(
     lambda g, x, w, **p: conv_input(g, w, shape=x.shape, **p),
     lambda g, x, w, **p: conv_weight(g, x, shape=w.shape, **p),
     samples=_conv_samples,
+    cuda=cuda_convolution.forward,
 )
 conv_input = bilinear(
     "conv_input",
@@ -238,6 +240,7 @@ conv_input = bilinear(
     lambda h, g, w, *, shape, **p: conv(h, w, **p),
     lambda h, g, w, *, shape, **p: conv_weight(g, h, shape=w.shape, **p),
     samples=_conv_input_samples,
+    cuda=cuda_convolution.input_gradient,
 )
 conv_weight = bilinear(
     "conv_weight",
@@ -245,6 +248,7 @@ conv_weight = bilinear(
     lambda h, g, x, *, shape, **p: conv(x, h, **p),
     lambda h, g, x, *, shape, **p: conv_input(g, h, shape=x.shape, **p),
     samples=_conv_weight_samples,
+    cuda=cuda_convolution.weight_gradient,
 )
 
 # ---- pooling over the last two axes; padding has been done before
@@ -370,12 +374,14 @@ max_pool_scatter = linear(
     _max_pool_scatter,
     lambda h, g, x, out, **p: max_pool_gather(h, x, out, **p),
     samples=_pool_transpose_samples,
+    cuda=cuda_pooling.max_pool_scatter,
 )
 max_pool_gather = linear(
     "max_pool_gather",
     _max_pool_gather,
     lambda g, h, x, out, **p: max_pool_scatter(g, x, out, **p),
     samples=_pool_gather_samples,
+    cuda=cuda_pooling.max_pool_gather,
 )
 max_pool = opaque(
     "max_pool",
@@ -383,6 +389,7 @@ max_pool = opaque(
     lambda g, out, x, **p: max_pool_scatter(g, x, out, **p),
     reads=(0, "out"),
     samples=_pool_samples,
+    cuda=cuda_pooling.max_pool,
 )
 
 
@@ -417,6 +424,7 @@ sum_pool = linear(
     _sum_pool,
     lambda g, x, **p: sum_unpool(g, shape=x.shape, **p),
     samples=_pool_samples,
+    cuda=cuda_pooling.sum_pool,
 )
 sum_unpool = linear(
     "sum_unpool",
@@ -428,4 +436,5 @@ sum_unpool = linear(
             {"shape": (2, 4, 6), "kernel": (2, 2), "stride": (2, 2), "dilation": (1, 1)},
         )
     ],
+    cuda=cuda_pooling.sum_unpool,
 )
