@@ -73,7 +73,7 @@ def grad_mode(enabled: bool):
 class _Settings:
     """Defaults that a user may change through public functions."""
 
-    __slots__ = ("cuda_kernels", "default_device", "default_dtype", "num_threads")
+    __slots__ = ("cuda_kernels", "default_device", "default_dtype", "matmul_modes", "num_threads")
 
     def __init__(self):
         self.default_dtype: Any = None  # set by dtypes.py, which knows the names
@@ -81,6 +81,8 @@ class _Settings:
         self.num_threads: int | None = None  # None: as many as the machine lends this process
         # Whether CUDA kernels are used; without them CuPy's functions compute everything.
         self.cuda_kernels = os.environ.get("GPUGRAD_CUDA_KERNELS") != "0"
+        # How products of matrices on CUDA may round, bits of backend/cublas.py: not at all.
+        self.matmul_modes = 0
 
 
 settings = _Settings()
