@@ -1,0 +1,204 @@
+"""Launches of kernels built for the CPU, on NumPy arrays: the calls of ``cupy.RawKernel``."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .compiler import ShimError, build
+
+FORWARD, REVERSE, SHUFFLED = range(3)
+SCHEDULES = ((FORWARD, 0), (REVERSE, 0), (SHUFFLED, 1), (SHUFFLED, 2))
+_KINDS = {"f": "f", "i": "i", "u": "u", "b": "b"}  # NumPy's and the signature's agree
+_POISON = 0xA5
+
+
+class Parameter(NamedTuple):
+    """Of a kernel: ``p``ointer, ``i``nteger, ``u``nsigned, ``f``loat, ``b``ool or ``s``truct."""
+
+    kind: str
+    size: int
+    target: str = ""  # what a pointer points to: "f4", "s2"
+    constant: bool = False
+
+    def __str__(self) -> str:
+        names = {"f2": "__half", "f4": "float", "f8": "double", "i4": "int", "i8": "long long"}
+        if self.kind == "p":
+            return f"{'const ' * self.constant}{names.get(self.target, self.target or 'void')}*"
+        return names.get(f"{self.kind}{self.size}", f"{self.kind}{self.size}")
+
+
+def parameters(signature: str) -> list[Parameter]:
+    found = re.findall(r"([a-z])(\d+)(?::([a-z]\d+))?(c?),", signature)
+    return [Parameter(kind, int(size), target, bool(const)) for kind, size, target, const in found]
+
+
+class GuardedArray:
+    """A copy of an array that ends at an inaccessible page, at a multiple of 16 bytes.
+
+    What lies before it, and the few bytes between its end and the page, is poison that must stay.
+    """
+
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def __init__(self, array: np.ndarray, alignment: int = 16):
+        page = mmap.PAGESIZE
+        rest = -array.nbytes % alignment
+        inner = (array.nbytes + rest + page - 1) // page * page
+        self.array = array
+        self.memory = mmap.mmap(-1, inner + 2 * page)
+        whole = np.frombuffer(self.memory, np.uint8)
+        for guard in (0, page + inner):
+            self._libc.mprotect(whole.ctypes.data + guard, page, 0)
+        end = page + inner - rest
+        self.before = whole[page : end - array.nbytes]
+        self.bytes = whole[end - array.nbytes : end]
+        self.after = whole[end : page + inner]
+        self.before[:] = self.after[:] = _POISON
+        self.bytes[:] = np.frombuffer(array.tobytes(), np.uint8)
+        self.address = self.bytes.ctypes.data
+
+    def result(self) -> None:
+        """Puts the bytes into the array again; ShimError if any around them was written."""
+        if self.array.nbytes and self.array.flags.writeable:
+            self.array[...] = self.bytes.view(self.array.dtype).reshape(self.array.shape)
+        for name, poison in (("before the start", self.before), ("after the end", self.after)):
+            if not (poison == _POISON).all():
+                raise ShimError(f"wrote {name} of an array of {self.array.nbytes} bytes")
+
+
+class Module:
+    """The kernels of a text."""
+
+    def __init__(self, text: str, options: Sequence[str] = ()):
+        self.path, self.names = build(text, options)
+        self.library = ctypes.CDLL(str(self.path))
+
+    def __getitem__(self, name: str) -> Kernel:
+        return Kernel(self.library, name)
+
+    get_function = __getitem__
+
+
+class Kernel:
+    """``kernel(grid, block, args, shared=0)`` runs on the arrays in ``args``, in place.
+
+    Arguments as for a ``Launcher``: contiguous NumPy arrays for pointers, Python ints for 8-byte
+    integers, floats for doubles, NumPy scalars of exactly the parameter's type, arrays of one
+    element for structs by value. Arrays that share memory share it in the kernel if they are one
+    array. ShimError for whatever a GPU would answer with an error, or not answer at all.
+    """
+
+    def __init__(self, library: ctypes.CDLL, name: str):
+        try:
+            self._launch = getattr(library, f"cudacpu_launch_{name}")
+            signature = getattr(library, f"cudacpu_sig_{name}")
+        except AttributeError:
+            raise ShimError(f"the module has no kernel {name}") from None
+        signature.restype = ctypes.c_char_p
+        self.name = name
+        self.parameters = parameters(signature().decode())
+
+    def __call__(self, grid, block, args, shared=0, order=FORWARD, seed=0):
+        if len(args) != len(self.parameters):
+            raise ShimError(
+                f"{self.name} takes {len(self.parameters)} arguments, not {len(args)}: "
+                + ", ".join(map(str, self.parameters))
+            )
+        guarded: dict[int, GuardedArray] = {}
+        values = [
+            self._argument(i, argument, parameter, guarded)
+            for i, (argument, parameter) in enumerate(zip(args, self.parameters))
+        ]
+        addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        shape = (ctypes.c_uint * 6)(*_three(grid), *_three(block))
+        message = ctypes.create_string_buffer(1000)
+        failed = self._launch(
+            shape, ctypes.c_size_t(shared), addresses, order, ctypes.c_uint(seed), message, 1000
+        )
+        if failed:
+            raise ShimError(f"{self.name}: {message.value.decode(errors='replace')}")
+        for array in guarded.values():
+            array.result()
+
+    def _argument(self, i: int, value, wanted: Parameter, guarded: dict):
+        """The bytes of an argument, checked against the parameter."""
+        if isinstance(value, np.ndarray) and wanted.kind == "p":
+            self._check_array(i, value, wanted)
+            array = guarded.get(id(value))
+            if array is None:
+                array = guarded[id(value)] = GuardedArray(value)
+            return ctypes.c_void_p(array.address)
+        if isinstance(value, bool):
+            value = np.bool_(value)
+        elif isinstance(value, int):
+            value = np.uint64(value) if wanted.kind == "u" and value >= 0 else np.int64(value)
+        elif isinstance(value, float):
+            value = np.float64(value)
+        fits = isinstance(value, np.generic | np.ndarray) and (
+            (value.nbytes == wanted.size)
+            and (wanted.kind == "s" or _KINDS.get(value.dtype.kind) == wanted.kind)
+        )
+        if not fits:
+            given = value.dtype if hasattr(value, "dtype") else type(value).__name__
+            raise ShimError(f"argument {i} of {self.name} is {wanted}, not {given}")
+        return ctypes.create_string_buffer(value.tobytes(), value.nbytes)
+
+    def _check_array(self, i: int, array: np.ndarray, wanted: Parameter) -> None:
+        if not array.flags.c_contiguous:
+            raise ShimError(f"argument {i} of {self.name}: the array is not contiguous")
+        if not wanted.target or wanted.target[0] in "sb":
+            return
+        kind, size = wanted.target[0], int(wanted.target[1:])
+        same = (array.dtype.kind == "f") == (kind == "f") and array.dtype.itemsize == size
+        if array.dtype.kind in "fiu" and not same:
+            raise ShimError(f"argument {i} of {self.name} is {wanted}, the array {array.dtype}")
+
+
+def _three(extents) -> tuple[int, int, int]:
+    return (*((extents,) if isinstance(extents, int) else tuple(extents)), 1, 1)[:3]
+
+
+def same_in_every_schedule(
+    kernel: Kernel,
+    grid,
+    block,
+    make: Callable[[], Sequence],
+    outputs: Sequence[int],
+    shared: int = 0,
+    tolerance: float = 0.0,
+) -> list[np.ndarray]:
+    """Outputs of a launch, which must not depend on the order in which threads run.
+
+    ``make()`` gives fresh arguments; ``outputs`` are the positions of those written.
+    ``tolerance`` (relative) is for documented atomics.
+    """
+    first: list[np.ndarray] | None = None
+    for order, seed in SCHEDULES:
+        args = make()
+        kernel(grid, block, args, shared, order, seed)
+        results = [args[i] for i in outputs]
+        first = first or results
+        for a, b in zip(first, results):
+            if not same(a, b, tolerance):
+                raise ShimError(
+                    f"{kernel.name}: the result depends on the schedule (order {order}, seed {seed})"
+                )
+    return first
+
+
+def same(a: np.ndarray, b: np.ndarray, tolerance: float = 0.0) -> bool:
+    """Bit for bit, or within a relative tolerance of the largest value."""
+    if a.tobytes() == b.tobytes():
+        return True
+    if not tolerance or a.dtype.kind not in "fc":
+        return False
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    scale = np.abs(a[np.isfinite(a)]).max(initial=1.0)
+    return np.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
