@@ -132,7 +132,13 @@ def exclusive(array) -> bool:
     A false "no" costs a copy. There is no false "yes": every reference from Python is counted, and
     memory that does not belong to an ndarray (a buffer of another library) is never exclusive.
     """
-    if not _exact_refcounts or _own_count(array) > _OWN or not array.flags.writeable:
+    if not _exact_refcounts or _own_count(array) > _OWN:
+        return False
+    if array.__class__ is not np.ndarray:
+        from . import cupy
+
+        return cupy.owns_alone(array)
+    if not array.flags.writeable:
         return False
     if array.base is None:
         return array.flags.owndata
