@@ -20,13 +20,13 @@ import ctypes
 import math
 import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from ..backend import numpy as backend
-from ..backend.arrays import array_module
+from ..backend.arrays import array_module, is_array
 from ..backend.memory import LARGE
 from . import llvm, vector_math
 from .arrays import REDUCTIONS, Program
@@ -48,7 +48,7 @@ PARALLEL = 1 << 19
 # 15 of 2**15, 22 without groups.
 GROUP = 1 << 16
 # Beyond, column numbers are no float32 numbers.
-_EXACT = 1 << 24
+EXACT = 1 << 24
 
 for _name in REDUCTIONS:
     declare(_name, None, _name)
@@ -85,6 +85,9 @@ class RowProgram:
     row, arrays per row the length 1 along the last axis, indices lack that axis.
     """
 
+    # of an index that is no column
+    complaint = "index {value} is out of range for rows of {bound} columns"
+
     def __init__(self, outputs: Sequence[tuple[str, Expr]], inputs: dict[str, str]):
         self.outputs, self.inputs = list(outputs), inputs
         names = [*inputs, "position"]
@@ -94,6 +97,7 @@ class RowProgram:
         self._kinds = tuple(inputs.values())
         self._kernels: dict = {}
         self._plans: dict = {}
+        self._cuda: Callable | None = None
         names = {"ndarray": np.ndarray, "int64": _INT64, "copy": _copy}
         names["without_groups"] = self.without_groups
         exec(compile(_call_source(self), "<gpugrad row program>", "exec"), names)
@@ -143,11 +147,11 @@ class RowProgram:
             a.shape == shape
             and (kind == INDEX or a.dtype == x.dtype)
             and (kind == COLUMN or a.flags.c_contiguous)
-            for a, kind, shape in zip(args, self._kinds, self._shapes(x.shape), strict=True)
+            for a, kind, shape in zip(args, self._kinds, self.shapes(x.shape), strict=True)
             if kind != NUMBER
         )
 
-    def _shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Shapes of the inputs beside elements of this shape; of a number: none."""
         lead, columns = shape[:-1], shape[-1:]
         shapes = {ELEMENT: shape, COLUMN: columns, ROW: (*lead, 1), INDEX: lead, NUMBER: ()}
@@ -214,7 +218,7 @@ class RowProgram:
         """
         x = args[0]
         if x.__class__ is not _ndarray:
-            return None
+            return self._on_device(args) if is_array(x) else None
         key = (x.shape, x.dtype)
         plan = self._plans.get(key)
         if plan is None:
@@ -223,13 +227,21 @@ class RowProgram:
             plan = self._plans[key] = self._plan(x)
         return None if not plan or llvm.raises() else self._call(plan, *args)
 
+    def _on_device(self, args: Sequence) -> list | None:
+        """The outputs by a CUDA kernel."""
+        if self._cuda is None:
+            from .cuda_rows import Kernels
+
+            self._cuda = Kernels(self)
+        return self._cuda(args)
+
     def _plan(self, x) -> tuple:
         """What ``_call_source`` needs to know for a shape and dtype; empty if there is no
         kernel."""
         kernel = self._kernel(x.dtype, x.shape[-1]) if x.size else None
         if kernel is None:
             return ()
-        shapes = zip(self._kinds, self._shapes(x.shape), strict=True)
+        shapes = zip(self._kinds, self.shapes(x.shape), strict=True)
         wanted = [shape for kind, shape in shapes if kind != NUMBER]
         columns = x.shape[-1]
         count, step = x.size // columns, max(1, GROUP // columns)
@@ -330,7 +342,7 @@ class _Kernels:
         found = self.made.get((lanes, short), _Kernels)
         if found is _Kernels:
             found = self.made[lanes, short] = self._make(lanes, short)
-        exact = columns <= _EXACT or not self.rows.reads_position
+        exact = columns <= EXACT or not self.rows.reads_position
         return found if exact else None
 
     def _make(self, lanes: int, short: bool):
@@ -352,6 +364,47 @@ class _Kernels:
         except RuntimeError as error:  # slower, not wrong
             warnings.warn(f"no native kernel, LLVM refuses it: {error}", stacklevel=2)
             return None
+
+
+class Schedule:
+    """What a row program computes in which pass over the row.
+
+    The ``level`` of an expression is the number of passes its reductions need; ``varies`` says
+    whether it differs along the row. Pass ``p`` of ``passes`` makes ``reductions[p]``, and one more
+    the ``results``; ``needed[p]`` are the expressions that vary and are computed in it.
+    """
+
+    def __init__(self, rows: RowProgram):
+        self.order = topological(rows.program.outputs)
+        self.level: dict[Expr, int] = {}
+        self.varies: dict[Expr, bool] = {}
+        for e in self.order:
+            below = [] if e.op in ("input", "const") else e.args
+            self.level[e] = max([self.level[a] for a in below], default=0) + (e.op in REDUCTIONS)
+            if e.op == "input":
+                kind = rows.inputs.get(e.args[0], COLUMN)  # the position is none of them
+                self.varies[e] = kind in (ELEMENT, COLUMN)
+            else:
+                self.varies[e] = e.op not in REDUCTIONS and any(self.varies[a] for a in below)
+        self.passes = max(self.level.values())
+        self.reductions = [
+            [e for e in self.order if e.op in REDUCTIONS and self.level[e] == p + 1]
+            for p in range(self.passes)
+        ]
+        self.results = [e for kind, e in rows.outputs if kind in (ELEMENT, COLUMN)]
+        roots = [*[[e.args[0] for e in found] for found in self.reductions], self.results]
+        self.needed = [self._below(r) for r in roots]
+
+    def _below(self, roots: Sequence[Expr]) -> list[Expr]:
+        """What a pass computes for its roots, of the expressions that vary along the row."""
+        found: list[Expr] = []
+        stack = list(roots)
+        while stack:
+            e = stack.pop()
+            if self.varies[e] and e not in found:
+                found.append(e)
+                stack.extend(() if e.op == "input" else e.args)
+        return found
 
 
 class _Writer:
@@ -380,42 +433,11 @@ class _Writer:
         self.data = dict(zip(arrays, data, strict=False))
         self.targets = data[len(arrays) :]
         self.number = {n: code.splat(self._narrow(v)) for n, v in zip(numbers, reals, strict=True)}
-        self._plan()
-
-    # ---- what is computed when
-
-    def _plan(self) -> None:
-        """The level of an expression is the number of passes its reductions need."""
-        self.order = topological(self.rows.program.outputs)
-        self.level: dict[Expr, int] = {}
-        self.varies: dict[Expr, bool] = {}
-        for e in self.order:
-            below = [] if e.op in ("input", "const") else e.args
-            self.level[e] = max([self.level[a] for a in below], default=0) + (e.op in REDUCTIONS)
-            if e.op == "input":
-                kind = self.rows.inputs.get(e.args[0], COLUMN)  # the position is none of them
-                self.varies[e] = kind in (ELEMENT, COLUMN)
-            else:
-                self.varies[e] = e.op not in REDUCTIONS and any(self.varies[a] for a in below)
-        self.passes = max(self.level.values())
-        roots = [
-            [e.args[0] for e in self.order if e.op in REDUCTIONS and self.level[e] == p + 1]
-            for p in range(self.passes)
-        ]
-        self.results = [e for kind, e in self.rows.outputs if kind in (ELEMENT, COLUMN)]
-        self.needed = [self._below(r) for r in (*roots, self.results)]
+        schedule = Schedule(rows)
+        self.order, self.level, self.varies = schedule.order, schedule.level, schedule.varies
+        self.passes, self.needed = schedule.passes, schedule.needed
+        self.reductions, self.results = schedule.reductions, schedule.results
         self.kept, self.kept_in = self._keep()
-
-    def _below(self, roots: Sequence[Expr]) -> list[Expr]:
-        """What a pass computes for its roots, of the expressions that vary along the row."""
-        found: list[Expr] = []
-        stack = list(roots)
-        while stack:
-            e = stack.pop()
-            if self.varies[e] and e not in found:
-                found.append(e)
-                stack.extend(() if e.op == "input" else e.args)
-        return found
 
     def _keep(self) -> tuple[Expr | None, Value | None]:
         """The function to keep in the memory of a result, if several passes need one."""
@@ -517,7 +539,7 @@ class _Writer:
     def _reduce(self, level: int) -> None:
         """One pass for all reductions of a level."""
         code = self.code
-        reductions = [e for e in self.order if e.op in REDUCTIONS and self.level[e] == level + 1]
+        reductions = self.reductions[level]
         # a row in one vector is summed in pairs
         wide = code.vector if self.short else with_element(code.vector, "double")
         least = {e: -math.inf if e.op == "row_max" else 0.0 for e in reductions}

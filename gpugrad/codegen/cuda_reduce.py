@@ -1,0 +1,2 @@
+def sum_parts(parts, dtype):
+    return parts.sum(axis=0).astype(dtype)
