@@ -147,6 +147,25 @@ def unsupported(dtype, error) -> DeviceError:
 # arrays
 
 
+def owns_alone(array) -> bool:
+    """Whether no other array shows memory of this one, as far as it is a whole block of a pool.
+
+    Views refer to the array they were made from, which its own reference count tells; other arrays
+    over the same memory share its pointer or its block.
+    """
+    if array.base is not None:
+        return False
+    block = array.data.mem
+    if not isinstance(block, _module.cuda.memory.PooledMemory):  # another library's memory
+        return False
+    return sys.getrefcount(array.data) <= _POINTER and sys.getrefcount(block) <= _BLOCK
+
+
+# References to a pointer (the array's, and the argument's) and a block (the pointer's, the local
+# variable's, and the argument's).
+_POINTER, _BLOCK = 2, 3
+
+
 def asarray(data, dtype=None):
     """A CuPy array on the current device with these values, or the array itself."""
     return cupy().asarray(data, dtype)
