@@ -10,6 +10,7 @@ from typing import Any
 from . import creation, functions
 from .autograd.grad_mode import no_grad
 from .backend.arrays import array_module
+from .backend.arrays import item as array_item
 from .backend.numpy import xp as np
 from .dtypes import is_floating
 from .eager import elementwise
@@ -171,11 +172,7 @@ def embedding(input, weight, padding_idx: int | None = None) -> Tensor:
         )
     if padding_idx is not None:
         padding_idx = padding_idx % weight.shape[0]
-        frozen = functions.unsqueeze(
-            creation.arange(weight.shape[0], device=weight.device) == padding_idx, 1
-        )
-        weight = functions.where(frozen, weight.detach(), weight)
-    return index_ops.take(weight, input, pattern=(index_ops.HOLE,))
+    return index_ops.embedding(weight, input, padding=padding_idx)
 
 
 def one_hot(tensor, num_classes: int = -1) -> Tensor:
@@ -183,8 +180,11 @@ def one_hot(tensor, num_classes: int = -1) -> Tensor:
     if tensor.dtype.kind not in "iu":
         raise RuntimeError(f"one_hot is only applicable to index tensors, got {tensor.dtype}")
     if num_classes == -1:
-        num_classes = int(tensor.array.max()) + 1
-    if tensor.array.size and (
+        num_classes = int(array_item(tensor.array.max())) + 1
+    if tensor.is_cuda:
+        message = f"Class values must be in [0, {num_classes - 1}], got {{value}}"
+        index_ops.check_range(tensor.array, num_classes, message, RuntimeError)
+    elif tensor.array.size and (
         int(tensor.array.min()) < 0 or int(tensor.array.max()) >= num_classes
     ):
         raise RuntimeError(

@@ -14,12 +14,13 @@ from .autograd.engine import backward as _backward
 from .autograd.engine import register_hook as _register_hook
 from .autograd.engine import retain_grad as _retain_grad
 from .backend import arrays as backend_arrays
+from .backend import cupy as cuda_backend
 from .backend.device import CPU, as_device
 from .backend.device import device as device_class
 from .backend.numpy import xp as np
 from .config import modes
 from .eager import (
-    _same_device,
+    same_device,
     binary,
     bump_version,
     check_writable,
@@ -263,28 +264,37 @@ def to(
     ``x.to(other)``.
 
     Returns the tensor itself if nothing changes (unless ``copy``). Gradients flow back through the
-    move. ``non_blocking`` is a hint, as in torch; copies to a GPU wait so far.
+    move. "cuda" without a number is the current CUDA device. Copies to a GPU never wait for it.
+    With ``non_blocking`` they read page-locked memory (``pin_memory()``) in place, so that it must
+    not be overwritten before they are done; and a copy to the CPU does not wait either: its values
+    are there after ``cuda.synchronize()`` or an event.
     """
+    flags = []
     for a in args:
         if isinstance(a, Tensor):
             device, dtype = a.device, a.dtype
         elif isinstance(a, (str, device_class)) and _names_device(a):
             device = as_device(a)
-        elif isinstance(a, bool):
-            continue  # torch's positional non_blocking
-        else:
+        elif isinstance(a, builtins.bool):
+            flags.append(a)
+        elif isinstance(a, builtins.int):
+            device = as_device(a)
+        elif a is not None:
             try:
                 dtype = dtypes.as_dtype(a)
             except TypeError as error:
                 raise (RuntimeError if isinstance(a, str) else TypeError)(
                     f"to() takes a device, a dtype or a tensor, got {a!r}"
                 ) from error
-    target = input.device if device is None else as_device(device)
+    if flags:  # torch's order
+        non_blocking, copy = flags[0], copy or True in flags[1:]
     result = input
     if dtype is not None and input.dtype != (dtype := dtypes.as_dtype(dtype)):
         result = shape.cast(result, dtype=dtype)
-    if target.type != input.device.type or (target.index is not None and target != input.device):
-        result = to_device(result, device=target, source=input.device)
+    if device is not None:
+        target, source = _with_number(as_device(device)), input.device
+        if target.type != source.type or target != source and target.type == "cuda":
+            result = to_device(result, device=target, source=source, non_blocking=non_blocking)
     return clone(result) if copy and result is input else result
 
 
@@ -292,10 +302,16 @@ def _names_device(a) -> bool:
     return isinstance(a, device_class) or a.split(":")[0] in ("cpu", "cuda", "auto")
 
 
+def _with_number(d: device_class) -> device_class:
+    return d if d.type == "cpu" else cuda_backend.require(d)
+
+
 to_device: Any = shape.linear(
     "to_device",
-    lambda x, *, device, source: backend_arrays.to_device(x, device),
-    lambda g, x, *, device, source: to_device(g, device=source, source=device),
+    lambda x, *, device, source, non_blocking=False: backend_arrays.to_device(
+        x, device, non_blocking
+    ),
+    lambda g, x, *, device, source, non_blocking=False: to_device(g, device=source, source=device),
     samples=lambda r: [((r(2, 3),), {"device": CPU, "source": CPU})],
 )
 
@@ -335,10 +351,43 @@ def cpu(self) -> Tensor:
 
 
 def cuda(self, device=None, non_blocking: bool = False) -> Tensor:
-    """The tensor on a CUDA device."""
+    """The tensor on a CUDA device, the current one unless given."""
     return to(
         self, device="cuda" if device is None else as_device(device), non_blocking=non_blocking
     )
+
+
+def pin_memory(self, device=None) -> Tensor:
+    """The tensor in page-locked memory, from which copies to a GPU are faster and may overlap with
+    work (``to("cuda", non_blocking=True)``). Raises RuntimeError for CUDA tensors, DeviceError
+    without CUDA."""
+    if self.is_cuda:
+        raise RuntimeError(f"cannot pin '{self.device}' tensor: only CPU tensors can be pinned")
+    cuda_backend.require(device_class("cuda"))
+    from .backend import cuda_transfer
+
+    if cuda_transfer.is_pinned(self.array):
+        return self
+    return wrap(cuda_transfer.pinned_copy(self.array))
+
+
+def is_pinned(self, device=None) -> builtins.bool:
+    """Whether the tensor lies in page-locked memory."""
+    if self.is_cuda or not cuda_backend.is_available():
+        return False
+    from .backend import cuda_transfer
+
+    return cuda_transfer.is_pinned(self.array)
+
+
+def record_stream(self, stream) -> None:
+    """Do not give the memory of a CUDA tensor to another before work that a stream is doing with it
+    is done. For tensors used on another stream than the one they were made on."""
+    if not self.is_cuda:
+        raise RuntimeError("record_stream() expects a CUDA tensor")
+    from .backend import cuda_transfer
+
+    cuda_transfer.record_stream(self.array, stream.cupy)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1156,7 +1205,7 @@ def _check_same_dtype(name, *tensors) -> None:
 def _check_devices(name, *tensors) -> None:
     if builtins.all(isinstance(x.array, np.ndarray) for x in tensors):
         return
-    _same_device(name, [x.array for x in tensors])
+    same_device(name, [x.array for x in tensors])
 
 
 def matmul(input, other) -> Tensor:
@@ -1446,7 +1495,7 @@ def _setitem(self, index, value) -> None:
         value = creation.as_tensor(value) if not backend_arrays.is_array(value) else wrap(value)
     if value.dtype != self.dtype:
         value = shape.cast(value, dtype=self.dtype)
-    if (not self.is_cuda and value.is_cuda) or (self.is_cuda and not value.is_cuda):
+    if self.is_cuda or value.is_cuda:
         value = to(value, device=self.device)
     if recording() and (
         value._node is not None or self._node is not None or self._view is not None
@@ -1455,7 +1504,7 @@ def _setitem(self, index, value) -> None:
         return
     try:
         places = [i.array if isinstance(i, Tensor) else i for i in indices]
-        self.array[index_ops._fill(pattern, places)] = value.array
+        index_ops.assign(self.array, value.array, places, pattern)
     except ValueError as error:
         raise RuntimeError(
             f"shape mismatch in assignment to an index of a tensor of shape {tuple(self.shape)}: "
@@ -1501,12 +1550,16 @@ def _check_index(name, input, axis, index, src=None) -> None:
             )
     if src is not None:
         _check_same_dtype(name, input, src)
-    _check_range(name, index, input.shape[axis] if input.ndim else 1, RuntimeError)
+    if name == "scatter" or not index.is_cuda:  # the kernels of the others check
+        _check_range(name, index, input.shape[axis] if input.ndim else 1, RuntimeError)
 
 
 def _check_range(name, index, size, error=IndexError) -> None:
     array = index.array
-    if isinstance(array, np.ndarray) and array.size:
+    if not isinstance(array, np.ndarray):
+        message = f"{name}(): index {{value}} is out of bounds for dimension with size {{bound}}"
+        index_ops.check_range(array, size, message, error)
+    elif array.size:
         low, high = array.min(), array.max()
         if low < 0 or high >= size:
             bad = int(low) if low < 0 else int(high)
@@ -1705,10 +1758,12 @@ def div_(self, other) -> Tensor:
 def copy_(self, src, non_blocking: bool = False) -> Tensor:
     """Overwrite with the values of another tensor (broadcast, converted, moved between devices)."""
     src = src if isinstance(src, Tensor) else creation.as_tensor(src)
-    if src.is_cuda != self.is_cuda:
-        src = to(src, device=self.device)
     if src.dtype != self.dtype:
         src = shape.cast(src, dtype=self.dtype)
+    if self.is_cuda:
+        src = to(src, device=self.device, non_blocking=non_blocking)
+    elif src.is_cuda:  # the values are needed now
+        src = to(src, device=CPU)
     return write(self, src)
 
 
@@ -1904,7 +1959,7 @@ _METHODS = """
     tan tanh tile to topk trace transpose tril triu true_divide trunc type unbind unflatten unique
     unsqueeze var view view_as
     add_ sub_ mul_ div_ zero_ fill_ uniform_ normal_ bernoulli_ backward register_hook
-    register_post_accumulate_grad_hook
+    register_post_accumulate_grad_hook pin_memory is_pinned record_stream
 """
 _install({name: (creation.__dict__.get(name) or globals()[name]) for name in _METHODS.split()})
 _install(

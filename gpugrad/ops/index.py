@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ..backend.arrays import array_module, backend_of
-from .core import linear, not_differentiable
+from ..backend.arrays import array_module, backend_of, is_array
+from ..backend.numpy import xp as np
+from ..codegen import cuda_index
+from ..codegen.cuda_index import HOLE as HOLE
+from .core import linear, not_differentiable, opaque
 from .elementwise import where
 from .shape import sum_to
-
-# An index is split into arrays (positional) and a pattern of slices with holes (metadata):
-# x[1:3, i, None, j] has pattern (slice(1, 3), HOLE, None, HOLE) and arrays (i, j).
-HOLE = "array"
 
 
 def _fill(pattern, indices) -> tuple:
@@ -38,6 +37,7 @@ take = linear(
     _take,
     lambda g, x, *indices, pattern: put_add(g, *indices, pattern=pattern, shape=x.shape),
     samples=_take_samples,
+    cuda=cuda_index.take,
 )
 
 
@@ -108,6 +108,50 @@ put_add = linear(
         ((r(2, 3, 5), r.integers(4, 2, 3)), {"pattern": (HOLE,), "shape": (4, 5)}),
         ((r(3), r.integers(4, 3), r.integers(5, 3)), {"pattern": (HOLE, HOLE), "shape": (4, 5)}),
     ],
+    cuda=cuda_index.put_add,
+)
+
+# ---- rows of a table, one of which may have no gradient
+
+
+def _embedding_add(g, index, *, shape, padding):
+    """Zeros with the rows of ``g`` added at an index; nothing is added to row ``padding``."""
+    out = _add_rows(g, index, shape, array_module(g))
+    if padding is not None:
+        out[padding] = 0
+    return out
+
+
+def _embedding_add_transpose(h, g, index, *, shape, padding):
+    rows = take(h, index, pattern=(HOLE,))
+    if padding is None:
+        return rows
+    numbers = getattr(index, "array", index)
+    return where((numbers != padding).reshape((*numbers.shape, 1)), rows, 0.0)
+
+
+embedding_add = linear(
+    "embedding_add",
+    _embedding_add,
+    _embedding_add_transpose,
+    samples=lambda r: [
+        ((r(2, 3, 5), r.integers(4, 2, 3)), {"shape": (4, 5), "padding": None}),
+        ((r(7, 5), r.integers(4, 7)), {"shape": (4, 5), "padding": 1}),
+    ],
+    cuda=cuda_index.embedding_add,
+)
+embedding = opaque(
+    "embedding",
+    lambda weight, index, *, padding: backend_of(weight).take_rows(weight, index),
+    lambda g, out, weight, index, *, padding: embedding_add(
+        g, index, shape=weight.shape, padding=padding
+    ),
+    reads=(),
+    samples=lambda r: [
+        ((r(4, 5), r.integers(4, 2, 3)), {"padding": None}),
+        ((r(4, 5), r.integers(3, 7)), {"padding": 3}),  # which changes no gradient
+    ],
+    cuda=cuda_index.embedding,
 )
 
 
@@ -134,7 +178,17 @@ def _put_samples(r):
     ]
 
 
-put = linear("put", _put, _put_transpose, linear_args=2, samples=_put_samples)
+check_range = cuda_index.check_range
+
+
+def assign(array, value, indices, pattern) -> None:
+    """``array[pattern filled with indices] = value``; of values at one position the last stays."""
+    on_cuda = array.__class__ is not np.ndarray and indices and is_array(value)
+    if not on_cuda or not cuda_index.assign(array, value, indices, pattern):
+        array[_fill(pattern, indices)] = value
+
+
+put = linear("put", _put, _put_transpose, linear_args=2, samples=_put_samples, cuda=cuda_index.put)
 
 
 def _grid(index, axis, xp):
@@ -156,6 +210,7 @@ gather = linear(
         ((r(3, 4), r.integers(4, 3, 2)), {"axis": 1}),
         ((r(3, 4), r.integers(3, 2, 4)), {"axis": 0}),
     ],
+    cuda=cuda_index.gather,
 )
 
 
@@ -178,6 +233,7 @@ scatter_add = linear(
         ((r(3, 2), r.integers(4, 3, 2)), {"axis": 1, "shape": (3, 4)}),
         ((r(3, 1), r.integers(4, 3, 1)), {"axis": 1, "shape": (3, 4)}),
     ],
+    cuda=cuda_index.scatter_add,
 )
 
 
@@ -225,11 +281,13 @@ pick = linear(
     _pick,
     lambda g, x, index, scale, **p: unpick(g, index, scale, shape=x.shape, **p),
     samples=_pick_samples,
+    cuda=cuda_index.pick,
 )
 unpick = linear(
     "unpick",
     _unpick,
     lambda h, g, index, scale, *, shape, **p: pick(h, index, scale, **p),
     samples=_unpick_samples,
+    cuda=cuda_index.unpick,
 )
 nonzero = not_differentiable("nonzero", lambda x: array_module(x).argwhere(x))
