@@ -3,6 +3,11 @@
 # make lint    ruff and mypy
 # make bench   the speed table beside torch         (ARGS="--rows w1 w5 --quick")
 # make gpu     tests that need a CUDA device        (CUDA=12 or 13)
+# make ladder  CUDA code checked without a GPU; its rungs are
+#   make strict       the operations on a strict stand-in for CuPy arrays
+#   make nvrtc        every kernel compiles for every architecture
+#   make shim         every kernel runs on the CPU, at odd sizes and in every schedule
+#   make host-device  the GPU tests on the real CuPy over a device made of host memory
 # make clean   removes the environment and all caches
 #
 # Needs Python >= 3.11 and nothing else. PYTHON=... picks another interpreter, VENV=... another folder.
@@ -19,7 +24,7 @@ unexport OPENBLAS_CORETYPE
 PY := $(VENV)/bin/python
 comma := ,
 
-.PHONY: train test lint bench gpu clean
+.PHONY: train test lint bench gpu ladder strict nvrtc shim host-device clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.extra-train-jit
@@ -37,6 +42,22 @@ bench: $(VENV)/.extra-bench
 
 gpu: $(VENV)/.extra-dev-cuda$(CUDA)
 	$(PY) -m pytest -m gpu $(ARGS)
+
+LADDER := $(VENV)/.extra-ladder
+
+ladder: strict nvrtc shim host-device
+
+strict: $(LADDER)
+	GPUGRAD_TEST_DEVICE=strict $(PY) -m pytest tests/cuda/test_strict.py $(ARGS)
+
+nvrtc: $(LADDER)
+	$(PY) -m pytest tests/cuda/test_nvrtc.py $(ARGS)
+
+shim: $(LADDER)
+	$(PY) -m pytest tests/cuda/test_shim.py $(ARGS)
+
+host-device: $(LADDER)
+	GPUGRAD_TEST_DEVICE=host $(PY) -m pytest -m gpu $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,9 +4,18 @@ as the judge."""
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 # A forced OpenBLAS kernel changes both speed and rounding; it is read when NumPy is imported.
 os.environ.pop("OPENBLAS_CORETYPE", None)
+
+# GPU tests on a device made of host memory, which must be there before CuPy is imported.
+if os.environ.get("GPUGRAD_TEST_DEVICE") == "host":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.cuda import host_device
+
+    host_device.activate()
 
 import hypothesis
 import numpy as np
@@ -25,7 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not on_gpu:
         return
     if not gg.cuda.is_available():
-        skip = pytest.mark.skip(reason="no CUDA device, or no CuPy: pip install gpugrad[cuda13]")
+        skip = pytest.mark.skip(
+            reason="no CUDA device, or no CuPy: pip install gpugrad[cuda13]; or run them on host "
+            "memory: make host-device"
+        )
         for item in on_gpu:
             item.add_marker(skip)
 
