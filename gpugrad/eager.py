@@ -10,6 +10,7 @@ questions answered beforehand; anything else it hands on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from .autograd.engine import (
     ElementwiseNode,
@@ -20,7 +21,8 @@ from .autograd.engine import (
     run_elementwise,
 )
 from .backend import arrays as backend_arrays
-from .backend.device import mixed_devices
+from .backend import cupy as cuda_backend
+from .backend.device import CPU, mixed_devices
 from .backend.memory import LARGE
 from .backend.numpy import xp as np
 from .codegen.arrays import compile_program, straight_line
@@ -39,6 +41,7 @@ _float32, _float64 = np.dtype("float32"), np.dtype("float64")
 _new_tensor = Tensor.__new__
 asarray = np.asarray
 _SCALARS = (bool, int, float, complex)
+_HOST = (_ndarray, np.generic, *_SCALARS)
 
 
 def recording() -> bool:
@@ -62,7 +65,11 @@ def interpret(op: Op, args, params) -> Tensor:
                 history = True
         else:
             values.append(a)
-    z = op.eval(*values, **params)
+    try:
+        z = op.eval(*values, **params)
+    except (TypeError, ValueError):
+        same_device(op.name, values)  # which explains it if CPU and CUDA arrays are mixed
+        raise
     result = wrap(asarray(z) if isinstance(z, np.generic) else z)
     if op.is_view:
         _note_view(op, args[0], params, result)
@@ -125,12 +132,58 @@ def _without_values(a):
     return a if isinstance(a, _SCALARS) else Meta(a)
 
 
+# ---- machines with several CUDA devices
+
+
+def interpret_there(op: Op, args, params) -> Tensor:
+    """``interpret`` with the device of the arguments as the current one, forward and backward."""
+    values = [a.array if isinstance(a, Tensor) else a for a in args]
+    on_gpu = [v for v in values if v.__class__ is not _ndarray and backend_arrays.is_array(v)]
+    if not on_gpu:
+        return interpret(op, args, params)
+    if len({v.data.device_id for v in on_gpu}) > 1:
+        same_device(op.name, values)
+    with cuda_backend.on_device_of(on_gpu[0]):
+        result = interpret(op, args, params)
+    node = result._node
+    if node is not None and node.edges:
+        node.run = _running_there(node.run)
+    return result
+
+
+@cache
+def _running_there(run: Callable) -> Callable:
+    """The backward function of a record, on the device of the cotangent."""
+
+    def run_there(node, g, keep):
+        if g.__class__ is _ndarray or not backend_arrays.is_array(g):
+            return run(node, g, keep)
+        with cuda_backend.on_device_of(g):
+            return run(node, g, keep)
+
+    return run_there
+
+
+_tensor_types: list[type] = []
+_interpret = interpret
+
+
 def register_tensor_type(cls: type) -> None:
     """Let tensors of a class interpret operations (called for every subclass)."""
-    core.register_interpreter(cls, 1, interpret)
+    _tensor_types.append(cls)
+    core.register_interpreter(cls, 1, _interpret)
+
+
+def _look_at_devices() -> None:
+    """From now on, see to the current device: there are several."""
+    global _interpret
+    _interpret = interpret_there
+    for cls in _tensor_types:
+        core.register_interpreter(cls, 1, interpret_there)
 
 
 register_tensor_type(Tensor)
+cuda_backend.when_several(_look_at_devices)
 
 
 def elementwise(op: Elementwise, args) -> Tensor:
@@ -142,11 +195,13 @@ def elementwise(op: Elementwise, args) -> Tensor:
     values = [a.array if isinstance(a, Tensor) else a for a in args]
     first = 1 if op.name == "where" else 0  # the condition takes no part in promotion
     target = _compute_dtype(op, values[first:])
-    _same_device(op.name, values)
+    gpu = same_device(op.name, values)
     for i in range(first, len(args)):
         v = values[i]
         if not isinstance(v, _SCALARS) and v.dtype != target:
             args[i] = shape_ops.cast(args[i], dtype=target)
+    if gpu is not None:
+        args = [_with_number(a, gpu) for a in args]
     if all(isinstance(v, _SCALARS) for v in values[first:]):
         like = values[0] if first else None
         args[first] = _scalar_tensor(values[first], target, like)
@@ -156,6 +211,13 @@ def elementwise(op: Elementwise, args) -> Tensor:
         raise _shape_error(op.name, values) or error from None
     except TypeError as error:  # NumPy has no such function of these dtypes
         raise RuntimeError(f"{op.name} is not supported for dtype {target}: {error}") from None
+
+
+def _with_number(a, gpu):
+    """A zero-dimensional CPU tensor among CUDA tensors as one of theirs."""
+    if isinstance(a, Tensor) and isinstance(a.array, _ndarray):
+        return core.REGISTRY["to_device"](a, device=gpu, source=CPU)
+    return a
 
 
 def _shape_error(name, values) -> RuntimeError | None:
@@ -205,14 +267,18 @@ def _compute_dtype(op: Elementwise, values):
     return target
 
 
-def _same_device(name, values) -> None:
-    arrays = [v for v in values if not isinstance(v, _SCALARS)]
-    if all(isinstance(a, _ndarray) for a in arrays):
-        return
-    with_dimensions = [a for a in arrays if a.ndim] or arrays
-    devices = {backend_arrays.device_of(a) for a in with_dimensions}
+def same_device(name, values):
+    """The CUDA device of the arrays among some values, None for the CPU.
+
+    Raises DeviceError if they are on different devices; a zero-dimensional CPU array goes with any.
+    """
+    if all(isinstance(v, _HOST) for v in values):
+        return None
+    arrays = [v for v in values if backend_arrays.is_array(v)]
+    devices = {backend_arrays.device_of(a) for a in arrays if a.ndim or not isinstance(a, _ndarray)}
     if len(devices) > 1:
         raise mixed_devices(name, [(tuple(a.shape), backend_arrays.device_of(a)) for a in arrays])
+    return devices.pop() if devices else None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -289,14 +355,18 @@ def write(x: Tensor, value: Tensor) -> Tensor:
         value = _expanded(value, x)
     if value.dtype != x.dtype:
         value = shape_ops.cast(value, dtype=x.dtype)
-    if not x.array.flags.writeable:
+    if not backend_arrays.is_writable(x.array):
         raise RuntimeError(
             "this tensor shares memory with a read-only or broadcast array, which cannot be "
             "written in place; "
             "use tensor.clone() first"
         )
     source = value.array
-    x.array[...] = source
+    if x.array.__class__ is _ndarray:
+        x.array[...] = source
+    else:
+        with cuda_backend.on_device_of(x.array):
+            x.array[...] = source
     bump_version(x)
     _rebase(x, value)
     return x

@@ -20,12 +20,12 @@ from .backend.device import device as device_class
 from .backend.numpy import xp as np
 from .config import modes
 from .eager import (
-    same_device,
     binary,
     bump_version,
     check_writable,
     elementwise,
     recording,
+    same_device,
     unary,
 )
 from .eager import write as _write
@@ -293,7 +293,7 @@ def to(
         result = shape.cast(result, dtype=dtype)
     if device is not None:
         target, source = _with_number(as_device(device)), input.device
-        if target.type != source.type or target != source and target.type == "cuda":
+        if target.type != source.type or (target != source and target.type == "cuda"):
             result = to_device(result, device=target, source=source, non_blocking=non_blocking)
     return clone(result) if copy and result is input else result
 

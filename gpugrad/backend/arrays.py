@@ -17,6 +17,11 @@ def is_array(value) -> bool:
     return isinstance(value, _ndarray) or cuda_backend.is_array(value)
 
 
+def is_cuda(value) -> bool:
+    """Whether the value is an array on a CUDA device; cheap for NumPy arrays."""
+    return value.__class__ is not _ndarray and is_array(value) and not isinstance(value, _ndarray)
+
+
 def backend_of(array):
     """The backend module of an array."""
     if array.__class__ is _ndarray or isinstance(array, (_ndarray, np.generic)):
@@ -35,6 +40,16 @@ def array_module(array):
 
 def device_of(array) -> device:
     return CPU if isinstance(array, _ndarray) else cuda_backend.device_of(array)
+
+
+def is_writable(array) -> bool:
+    """Whether an array may be written in place: not if it is read-only, nor if several elements of
+    it are one place in memory."""
+    if isinstance(array, _ndarray):
+        return array.flags.writeable
+    return 0 not in array.strides or all(
+        step or n == 1 for n, step in zip(array.shape, array.strides)
+    )
 
 
 def backend_for(d: device):

@@ -7,6 +7,7 @@ driver would wait for the copy otherwise; staging memory is kept until the copy 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from math import prod
 
@@ -83,6 +84,11 @@ def from_host(values: np.ndarray, index: int, non_blocking: bool = False):
 
 
 def _send(values: np.ndarray, out, stream, non_blocking: bool) -> None:
+    if stream.ptr and stream.is_capturing():
+        raise RuntimeError(
+            "values of the CPU cannot be copied to a GPU while a CUDA graph is captured: make the "
+            "tensor before, and overwrite it (copy_) before each replay"
+        )
     if non_blocking and values.flags.c_contiguous and is_pinned(values):
         source = values
     elif values.nbytes <= STAGED:
@@ -108,6 +114,7 @@ def to_host(array, non_blocking: bool = False) -> np.ndarray:
         source = cupy.ascontiguousarray(array)
         values = pinned_empty(source.shape, source.dtype)
         stream = cupy.cuda.get_current_stream()
+        backend.refuse_capture(stream)
         source.data.copy_to_host_async(values.ctypes.data, values.nbytes, stream)
         keep_until_done((values, source), stream)
         return values
@@ -136,3 +143,36 @@ def to_other(array, index: int):
     with backend.on_device_of(array):
         from_stream.wait_event(copied)
     return out
+
+
+class _StreamUse:
+    """Lives in a block of memory; when the block is freed, the stream it was allocated on (and will
+    be used on next) waits for the work that another stream has queued by then."""
+
+    __slots__ = ("allocated_on", "device", "used_on")
+
+    def __init__(self, allocated_on, used_on, device: int):
+        self.allocated_on, self.used_on, self.device = allocated_on, used_on, device
+
+    def __del__(self, is_finalizing=sys.is_finalizing):
+        if is_finalizing():
+            return
+        cuda = backend.cupy().cuda
+        with backend.at(self.device):
+            event = cuda.Event(disable_timing=True)
+            event.record(self.used_on)
+            self.allocated_on.wait_event(event)
+
+
+def record_stream(array, stream) -> None:
+    """Keep the memory of an array from being used again before a stream is done with it."""
+    block = array.data.mem
+    with backend.on_device_of(array):
+        current = backend.cupy().cuda.get_current_stream()
+        use = _StreamUse(current, stream, array.data.device_id)
+    try:
+        uses = block.__dict__.setdefault("gpugrad_uses", {})
+    except AttributeError:  # memory of another library: hold the array itself
+        keep_until_done(array, stream)
+        return
+    uses[stream.ptr] = use

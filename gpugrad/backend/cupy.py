@@ -36,7 +36,19 @@ def _begin():
         _get_device = module.cuda.runtime.getDevice
         _devices[:] = [device("cuda", n) for n in range(count)]
     _ndarray, _module = module.ndarray, module
+    if count > 1:
+        while _waiting:
+            _waiting.pop()()
     return module
+
+
+_waiting: list = []
+
+
+def when_several(prepare) -> None:
+    """Call ``prepare()`` when CUDA is first used on a machine with several devices: on others
+    nobody needs to ask which one is the current one."""
+    _waiting.append(prepare)
 
 
 def _count(module) -> int:
@@ -171,9 +183,19 @@ def asarray(data, dtype=None):
     return cupy().asarray(data, dtype)
 
 
+def refuse_capture(stream) -> None:
+    """Raise RuntimeError where values are read while a graph is recorded, which computes none."""
+    if stream.ptr and stream.is_capturing():
+        raise RuntimeError(
+            "values of a CUDA tensor cannot be read while a CUDA graph is captured (.item(), "
+            "print, bool, .cpu(), .numpy()): nothing is computed before the graph is replayed"
+        )
+
+
 def to_numpy(array):
     """The values in host memory; errors that kernels found are raised here."""
     with on_device_of(array):
+        refuse_capture(_module.cuda.get_current_stream())
         values = array.get()
     device_errors.check()
     return values
@@ -183,6 +205,7 @@ def item(array):
     """The value of a one-element array as a Python number; errors that kernels found are raised
     here."""
     with on_device_of(array):
+        refuse_capture(_module.cuda.get_current_stream())
         value = array.item()
     device_errors.check()
     return value

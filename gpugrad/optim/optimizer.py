@@ -83,8 +83,12 @@ class Optimizer:
             if batch is None:
                 batch = batches[step] = [[] for _ in range(len(initial) + 2)]
             batch[0].append(p)
+            kind, on_gpu = p.array.__class__, p.is_cuda
             for i, name in enumerate(initial, 1):
-                batch[i].append(state[name])
+                value = state[name]
+                if value.array.__class__ is not kind or (on_gpu and value.device != p.device):
+                    value = state[name] = value.to(p.device)  # the parameter has been moved
+                batch[i].append(value)
             batch[-1].append(grad)
         return iter(batches.items())
 

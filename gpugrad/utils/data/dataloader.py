@@ -333,13 +333,7 @@ def _run_ahead(
 def _pin(batch: Any) -> Any:
     """Copy the CPU tensors of a batch to page-locked memory."""
     if isinstance(batch, gg.Tensor):
-        if not isinstance(batch.array, np.ndarray):
-            return batch
-        import cupyx
-
-        pinned = cupyx.empty_pinned(batch.array.shape, batch.array.dtype)
-        pinned[...] = batch.array
-        return gg.from_numpy(pinned)
+        return batch if batch.is_cuda else batch.pin_memory()
     if isinstance(batch, Mapping):
         make: Any = type(batch)
         return make({key: _pin(value) for key, value in batch.items()})
