@@ -10,7 +10,7 @@ tensor([2., 4., 6.])
 import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import autograd, cuda, dtypes, func, functional, numpy_protocol
+from . import autograd, backends, cuda, dtypes, func, functional, numpy_protocol
 from .autograd import (
     enable_grad,
     inference_mode,
@@ -21,6 +21,7 @@ from .autograd import (
 from .backend.device import device, set_default_device
 from .backend.numpy import get_num_threads
 from .backend.numpy import set_num_threads as _set_worker_threads
+from .backends.cuda import get_float32_matmul_precision, set_float32_matmul_precision
 from .creation import (
     arange,
     as_tensor,
@@ -50,6 +51,7 @@ from .creation import (
     zeros,
     zeros_like,
 )  # fmt: skip
+from .custom import kernel
 from .dtypes import (
     bool_,
     complex64,

@@ -24,6 +24,7 @@ class Program:
         "computed",
         "cuda_kernels",
         "cuda_plans",
+        "cuda_source",
         "full",
         "inputs",
         "native",
@@ -49,6 +50,8 @@ class Program:
         self.plans: dict = {}
         self.cuda_kernels: dict = {}  # the same of cuda.py
         self.cuda_plans: dict = {}
+        # C++ statements that take the place of the expressions on CUDA, and their results' names
+        self.cuda_source: tuple[str, Sequence[str]] | None = None
 
     def direct(self, functions, dtype=None, reuse: bool = True):
         """``f(*inputs)`` returning one array per output, in a list if there are several.

@@ -212,17 +212,37 @@ def kernel_text(program: Program, variant: Variant) -> str:
 
 def _compute(program: Program, arrays, numbers, outputs) -> list[str]:
     """The function of one element."""
+    prefix = "v_" if program.cuda_source is None else ""
+    values = [f"const {'bool' if a.type == 'bool' else 'C'} {prefix}{a.name}" for a in arrays]
+    values += [f"const C {prefix}{n}" for n in numbers]
+    values += [f"{type}& {name}" for name, type in outputs]
+    lines = _from_source if program.cuda_source is not None else _from_expressions
+    return [
+        f"__device__ __forceinline__ void compute({', '.join(values)}) {{",
+        *[f"  {line}" for line in lines(program, arrays, outputs)],
+        "}",
+    ]
+
+
+def _from_expressions(program: Program, arrays, outputs) -> list[str]:
     masks = frozenset(a.name for a in arrays if a.type == "bool")
     scalars = Scalars({n: f"v_{n}" for n in program.inputs}, masks)
     lines = scalars.statements(program.outputs)
     for (name, type), e in zip(outputs, program.outputs, strict=True):
         value = scalars.truth(e) if type == "bool" else scalars.real(e)
         lines.append(f"{name} = narrow<{type}>({value});")
-    values = [f"const {'bool' if a.type == 'bool' else 'C'} v_{a.name}" for a in arrays]
-    values += [f"const C v_{n}" for n in numbers]
-    values += [f"{type}& {name}" for name, type in outputs]
-    head = f"__device__ __forceinline__ void compute({', '.join(values)}) {{"
-    return [head, *[f"  {line}" for line in lines], "}"]
+    return lines
+
+
+def _from_source(program: Program, arrays, outputs) -> list[str]:
+    """A user's statements; lines are counted from their first, for the compiler's messages."""
+    code, results = program.cuda_source
+    kept = zip(outputs, results, strict=False)
+    return [
+        f"C {', '.join(results)};",
+        *['#line 1 "kernel"', *code.strip().splitlines()],
+        *[f"{name} = narrow<{type}>({result});" for (name, type), result in kept],
+    ]
 
 
 def _parameters(variant: Variant, arrays, numbers, outputs) -> list[str]:

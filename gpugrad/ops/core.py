@@ -84,8 +84,10 @@ class Op:
     # whether gradients come back in the broadcast shape and must be summed to the input's
     broadcasts = False
 
-    def __init__(self, name: str, eval: Callable, samples: Callable | None, cuda=None):
-        if name in REGISTRY:
+    def __init__(
+        self, name: str, eval: Callable, samples: Callable | None, cuda=None, register=True
+    ):
+        if register and name in REGISTRY:
             raise ValueError(f"operation {name!r} is stated twice")
         self.name, self.samples = name, samples
         # the kernel that may replace the array functions on CUDA arrays, and these alone
@@ -96,7 +98,8 @@ class Op:
         self._save_plans: dict[tuple, SavePlan] = {}
         # the plan of an operation that is not elementwise for one argument with a history
         self.plan_of_one: SavePlan | None = None
-        REGISTRY[name] = self
+        if register:
+            REGISTRY[name] = self
 
     def __call__(self, *args, **params):
         """The one interception point: every operation, whoever calls it, passes here or takes a
@@ -177,9 +180,10 @@ class Elementwise(Op):
     broadcasts = True
 
     def __init__(
-        self, name, arity, partials, expression, *, domain, int_to_float, boolean, no_grad
-    ):
-        super().__init__(name, self._evaluate, None)
+        self, name, arity, partials, expression, *, domain=(-2.0, 2.0), int_to_float=False,
+        boolean=False, no_grad=False, register=True
+    ):  # fmt: skip
+        super().__init__(name, self._evaluate, None, register=register)
         self.arity, self.domain = arity, domain
         self.int_to_float, self.boolean, self.no_grad = int_to_float, boolean, no_grad
         self.variables = [expr.variable(f"x{i}") for i in range(arity)]
