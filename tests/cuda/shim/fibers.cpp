@@ -75,7 +75,9 @@ char* dynamic = nullptr;
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Fiber*> idle;
 
-std::string at(Location where) { return std::string(where.file) + ":" + std::to_string(where.line); }
+std::string at(Location where) {
+  return std::string(where.file) + ":" + std::to_string(where.line);
+}
 
 const char* name(Collective kind) {
   static const char* const names[] = {"__syncwarp", "__shfl_sync",  "__ballot_sync", "__any_sync",
@@ -126,9 +128,11 @@ void release_lanes(Block& block, int warp, unsigned mask, Collective kind) {
     if (!(needed >> k & 1)) continue;
     const Thread& t = lanes[k];
     if (t.state != State::in_warp) return;
-    if (t.mask != mask) stop("lanes disagree on the mask of " + std::string(name(t.kind)) + " at " + at(t.where));
+    if (t.mask != mask)
+      stop("lanes disagree on the mask of " + std::string(name(t.kind)) + " at " + at(t.where));
     if (t.kind != kind)
-      stop(std::string("lanes of a warp wait at ") + name(kind) + " and " + name(t.kind) + ", " + at(t.where));
+      stop(std::string("lanes of a warp wait at ") + name(kind) + " and " + name(t.kind) + ", " +
+           at(t.where));
   }
   Snapshot* free = block.warps[warp].snapshots;
   while (free->readers) ++free;
@@ -210,8 +214,10 @@ Fiber* new_fiber() {
 void resume(Thread& t) {
   if (!t.fiber) {
     if (idle.empty()) {
-      if (Fiber* made = new_fiber()) idle.push_back(made);
-      else stop("no memory for the stack of a thread");
+      if (Fiber* made = new_fiber())
+        idle.push_back(made);
+      else
+        stop("no memory for the stack of a thread");
     }
     t.fiber = idle.back();
     idle.pop_back();
@@ -231,7 +237,9 @@ void wait() {  // until the thread is ready again and its turn has come
 
 // After an error fibers stand in the middle of threads: they are thrown away.
 void abandon_fibers() {
-  for (auto& fiber : fibers) munmap((char*)fiber->start.uc_stack.ss_sp - sysconf(_SC_PAGESIZE), stack_bytes + (size_t)sysconf(_SC_PAGESIZE));
+  for (auto& fiber : fibers)
+    munmap((char*)fiber->start.uc_stack.ss_sp - sysconf(_SC_PAGESIZE),
+           stack_bytes + (size_t)sysconf(_SC_PAGESIZE));
   fibers.clear();
   idle.clear();
 }
@@ -341,7 +349,7 @@ class Signals {
     own.ss_sp = stack;
     own.ss_size = sizeof stack;
     sigaltstack(&own, &stack_before_);
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = on_signal;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (int i = 0; i < 3; ++i) sigaction(caught[i], &action, &before_[i]);
@@ -429,8 +437,8 @@ const char* signature_text(const Parameter* parameters, size_t count) {
   return strdup(text_of(parameters, count).c_str());
 }
 
-int launch(const Kernel& kernel, const unsigned* grid_block, size_t dynamic_bytes,
-           void** arguments, int order, unsigned seed, char* message, int message_bytes) {
+int launch(const Kernel& kernel, const unsigned* grid_block, size_t dynamic_bytes, void** arguments,
+           int order, unsigned seed, char* message, int message_bytes) {
   static std::mutex one_at_a_time;  // positions and fibers are global
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   static GuardedPages pages;
@@ -440,7 +448,8 @@ int launch(const Kernel& kernel, const unsigned* grid_block, size_t dynamic_byte
     return error.empty() ? 0 : 1;
   };
   const Storage shared = thread_local_storage((const void*)kernel.call);
-  if (const char* why = refused(kernel, grid_block, shared.bytes + dynamic_bytes)) return result(why);
+  if (const char* why = refused(kernel, grid_block, shared.bytes + dynamic_bytes))
+    return result(why);
   gridDim = dim3(grid_block[0], grid_block[1], grid_block[2]);
   blockDim = dim3(grid_block[3], grid_block[4], grid_block[5]);
   dynamic = pages.ending(dynamic_bytes);
@@ -450,8 +459,10 @@ int launch(const Kernel& kernel, const unsigned* grid_block, size_t dynamic_byte
   launched = &state;
   {
     const Signals signals;
-    if (sigsetjmp(trapped, 1)) state.error = trap_text();
-    else run_grid(state, dynamic_bytes, shared, order, seed);
+    if (sigsetjmp(trapped, 1))
+      state.error = trap_text();
+    else
+      run_grid(state, dynamic_bytes, shared, order, seed);
   }
   if (!state.error.empty()) abandon_fibers();
   return result(state.error);
@@ -479,7 +490,9 @@ struct TypeMismatch {
   TypeDescriptor* type;
   uint8_t log_alignment, access;
 };
-cudacpu::Location location(const SourceLocation& s) { return {s.file ? s.file : "kernel", (int)s.line}; }
+cudacpu::Location location(const SourceLocation& s) {
+  return {s.file ? s.file : "kernel", (int)s.line};
+}
 }  // namespace
 
 extern "C" void __ubsan_handle_out_of_bounds_abort(OutOfBounds* data, uintptr_t index) {

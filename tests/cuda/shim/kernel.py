@@ -187,9 +187,8 @@ def same_in_every_schedule(
         first = first or results
         for a, b in zip(first, results):
             if not same(a, b, tolerance):
-                raise ShimError(
-                    f"{kernel.name}: the result depends on the schedule (order {order}, seed {seed})"
-                )
+                schedule = f"order {order}, seed {seed}"
+                raise ShimError(f"{kernel.name}: the result depends on the schedule ({schedule})")
     return first
 
 

@@ -24,7 +24,8 @@ inline uint3 position(uint64_t index, dim3 in) {
 // What a driver refuses: an error text, or null.
 inline const char* refused(const Kernel& kernel, const unsigned* g, size_t shared) {
   const uint64_t threads = (uint64_t)g[3] * g[4] * g[5];
-  if (threads < 1 || threads > 1024 || g[5] > 64) return "invalid configuration: threads of a block";
+  if (threads < 1 || threads > 1024 || g[5] > 64)
+    return "invalid configuration: threads of a block";
   if (threads > (uint64_t)kernel.max_threads)
     return "invalid configuration: more threads than __launch_bounds__";
   if (!g[0] || !g[1] || !g[2]) return "invalid configuration: an empty grid";

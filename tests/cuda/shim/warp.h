@@ -68,20 +68,25 @@ static inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, 
   return cudacpu::shuffle({file, line}, mask, value, first + (source & (width - 1)), true);
 }
 template <class T>
-static inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, CUDACPU_CALLER) {
+static inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                                 CUDACPU_CALLER) {
   const int lane = cudacpu::lane(), source = lane + (int)delta;
-  return cudacpu::shuffle({file, line}, mask, value, source, (lane & (width - 1)) + (int)delta < width);
+  const bool inside = (lane & (width - 1)) + (int)delta < width;
+  return cudacpu::shuffle({file, line}, mask, value, source, inside);
 }
 template <class T>
-static inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, CUDACPU_CALLER) {
+static inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                               CUDACPU_CALLER) {
   const int lane = cudacpu::lane(), source = lane - (int)delta;
-  return cudacpu::shuffle({file, line}, mask, value, source, (lane & (width - 1)) >= (int)delta);
+  const bool inside = (lane & (width - 1)) >= (int)delta;
+  return cudacpu::shuffle({file, line}, mask, value, source, inside);
 }
 template <class T>
-static inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, CUDACPU_CALLER) {
+static inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
+                               CUDACPU_CALLER) {
   const int lane = cudacpu::lane(), source = lane ^ bits;
-  return cudacpu::shuffle({file, line}, mask, value, source,
-                          (source & ~(width - 1)) <= (lane & ~(width - 1)));
+  const bool inside = (source & ~(width - 1)) <= (lane & ~(width - 1));
+  return cudacpu::shuffle({file, line}, mask, value, source, inside);
 }
 
 static inline unsigned __ballot_sync(unsigned mask, int p, CUDACPU_CALLER) {
@@ -94,8 +99,8 @@ static inline int __any_sync(unsigned mask, int p, CUDACPU_CALLER) {
 }
 static inline int __all_sync(unsigned mask, int p, CUDACPU_CALLER) {
   unsigned lanes;
-  const unsigned for_it = cudacpu::votes({file, line}, cudacpu::Collective::all, mask, p != 0, lanes);
-  return for_it == lanes;
+  const auto kind = cudacpu::Collective::all;
+  return cudacpu::votes({file, line}, kind, mask, p != 0, lanes) == lanes;
 }
 
 template <class T>
@@ -117,9 +122,10 @@ static inline unsigned __match_all_sync(unsigned mask, T v, int* same, CUDACPU_C
   return *same ? mask : 0;
 }
 
-#define CUDACPU_REDUCE(name, T, expression)                                                  \
-  static inline T name(unsigned mask, T value, CUDACPU_CALLER) {        \
-    return cudacpu::reduce({file, line}, mask, value, [](T a, T b) -> T { return expression; });       \
+#define CUDACPU_REDUCE(name, T, expression)                           \
+  static inline T name(unsigned mask, T value, CUDACPU_CALLER) {      \
+    return cudacpu::reduce({file, line}, mask, value,                 \
+                           [](T a, T b) -> T { return expression; }); \
   }
 CUDACPU_REDUCE(__reduce_add_sync, int, a + b)
 CUDACPU_REDUCE(__reduce_add_sync, unsigned, a + b)
