@@ -20,7 +20,7 @@ LAYERS = (
     {"backend"},
     {"codegen"},
     {"ops"},
-    {"tensor", "autograd", "eager", "creation", "random", "foreach", "tree", "cuda"},
+    {"tensor", "autograd", "eager", "creation", "random", "foreach", "tree", "cuda", "backends"},
     {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},

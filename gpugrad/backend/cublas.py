@@ -28,6 +28,7 @@ import numpy as np
 
 from ..config import settings
 from ..errors import KernelError
+from . import cupy as backend
 
 # cublasStatus_t
 _STATUS = {
@@ -171,9 +172,7 @@ def load(path: str | None = None) -> ctypes.CDLL:
 
     Raises NoLibrary.
     """
-    import cupy
-
-    major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    major = backend.cupy().cuda.runtime.runtimeGetVersion() // 1000
     tried = []
     for name in [path] if path else _candidates(major):
         try:
@@ -223,9 +222,7 @@ def status_name(status: int) -> str:
 def workspace_bytes(device: int) -> int:
     """What algorithms may use between their kernels: 32 MiB on Hopper and data-centre Blackwell, 12
     on other Blackwell, 8 on older devices (the cuBLAS guide asks for at least 4)."""
-    import cupy
-
-    capability = int(cupy.cuda.Device(device).compute_capability)
+    capability = int(backend.cupy().cuda.Device(device).compute_capability)
     return (12 if capability >= 120 else 32 if capability >= 90 else 8) << 20
 
 
@@ -237,12 +234,10 @@ def _workspace(device: int, stream: int) -> int:
     can share it; those on two streams cannot. Kept alive: captured graphs go on using it."""
     found = _workspaces.get((device, stream))
     if found is None:
-        import cupy
-
         with _lock:
             found = _workspaces.get((device, stream))
             if found is None:
-                memory = cupy.cuda.alloc(workspace_bytes(device))
+                memory = backend.cupy().cuda.alloc(workspace_bytes(device))
                 found = _workspaces[device, stream] = (memory.ptr, memory)
     return found[0]
 
@@ -309,10 +304,8 @@ class _Operand(NamedTuple):
         """The array as the plan reads it."""
         if not self.copied:
             return array
-        import cupy
-
-        whole = array if self.spread is None else cupy.broadcast_to(array, self.spread)
-        return cupy.ascontiguousarray(whole)
+        whole = array if self.spread is None else backend.broadcast_to(array, self.spread)
+        return backend.contiguous(whole)
 
     def usable(self) -> _Operand:
         """Itself, or its contiguous copy where cuBLASLt cannot read it."""
@@ -654,8 +647,21 @@ def _batched(shape, a: _Operand, b: _Operand, loops) -> Plan:
 _plans: dict[tuple, Plan | None] = {}
 _MOST_PLANS = 4096  # shapes a process may see before all plans are made anew: 2 KiB each
 _MISSING: Any = object()
-_current_stream: Any = None  # cupy.cuda.get_current_stream and getDevice: looked up once
+# CuPy's array class, cupy.cuda.get_current_stream and cupy.cuda.runtime.getDevice: looked up once.
+_array: Any = None
+_current_stream: Any = None
 _current_device: Any = None
+
+
+def _begin() -> bool:
+    """Look up what every call needs; False on a stand-in for CuPy, which has no memory to name."""
+    global _array, _current_stream, _current_device
+    cupy = backend.cupy()
+    if not hasattr(cupy, "RawModule"):
+        return False
+    _current_stream, _current_device = cupy.cuda.get_current_stream, cupy.cuda.runtime.getDevice
+    _array = cupy.ndarray
+    return True
 
 
 def _key(kind: str, a, b, more: int = 0) -> tuple:
@@ -671,15 +677,11 @@ def _key(kind: str, a, b, more: int = 0) -> tuple:
 
 def _new_plan(key: tuple, make, a, b) -> Plan | None:
     """The plan of a key, made and kept; None where the reference is to compute."""
-    global _current_stream, _current_device
-    import cupy
-
-    _current_stream, _current_device = cupy.cuda.get_current_stream, cupy.cuda.runtime.getDevice
     plan = None
     if a.dtype == b.dtype and a.dtype.name in _TYPES and a.size < 1 << 62:
         plan = make(a, b)
         try:
-            with _lock, cupy.cuda.Device(key[7]):
+            with _lock, backend.at(key[7]):
                 plan.prepare(a.dtype, key[7], key[8] or 256, key[9])
         except Unsupported as error:
             plan = None
@@ -701,6 +703,8 @@ def _report(message: str) -> None:
 
 
 def _find(kind: str, make, a, b, more: int = 0) -> Plan | None:
+    if a.__class__ is not _array and not (_array is None and _begin()):
+        return None
     key = _key(kind, a, b, more)
     plan = _plans.get(key, _MISSING)
     return _new_plan(key, make, a, b) if plan is _MISSING else plan
@@ -708,15 +712,14 @@ def _find(kind: str, make, a, b, more: int = 0) -> Plan | None:
 
 def _compute(plan: Plan, a, b):
     """The product as a new array on the device of ``a``."""
-    import cupy
-
     if _current_device() != plan.device:
-        with cupy.cuda.Device(plan.device):
+        with backend.at(plan.device):
             return _compute(plan, a, b)
+    out = _array(plan.shape, a.dtype)
     if plan.problem is None:
-        return cupy.zeros(plan.shape, a.dtype)
-    out = cupy.ndarray(plan.shape, a.dtype)
-    plan.run(a, b, out)
+        out.fill(0)
+    else:
+        plan.run(a, b, out)
     return out
 
 
@@ -771,9 +774,7 @@ def accumulate(a, b, c, alpha=1.0, beta=1.0) -> bool:
     if plan.problem is None:
         c *= beta
         return True
-    import cupy
-
     scale = plan.product.scale
-    with cupy.cuda.Device(plan.device):
+    with backend.at(plan.device):
         plan.run(a, b, c, alpha=scalar(alpha, scale), beta=scalar(beta, scale))
     return True

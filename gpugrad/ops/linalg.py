@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from ..backend.arrays import array_module, backend_of
-from .core import bilinear, opaque
+from ..backend import cublas, epilogues
+from ..backend.arrays import array_module, backend_of, is_cuda
+from .core import bilinear, joint
 from .shape import broadcast_to, permute, reshape, sum_to
 
 
@@ -84,6 +85,7 @@ matmul = bilinear(
         ((r(5, 2, 3), r(3)), {}),
         ((r(3), r(5, 3, 4)), {}),
     ],
+    cuda=cublas.matmul,
 )
 
 
@@ -121,6 +123,7 @@ linear = bilinear(
     lambda g, x, w: linear_input(g, w),
     lambda g, x, w: linear_weight(g, x),
     samples=_linear_samples,
+    cuda=cublas.linear,
 )
 linear_input = bilinear(
     "linear_input",
@@ -128,6 +131,7 @@ linear_input = bilinear(
     lambda h, g, w: linear(h, w),
     lambda h, g, w: linear_weight(g, h),
     samples=lambda r: [((r(*_linear(x, w).shape), w), p) for (x, w), p in _linear_samples(r)],
+    cuda=cublas.linear_input,
 )
 linear_weight = bilinear(
     "linear_weight",
@@ -135,6 +139,7 @@ linear_weight = bilinear(
     lambda h, g, x: linear(x, h),
     lambda h, g, x: linear_input(g, h),
     samples=lambda r: [((r(*_linear(x, w).shape), x), p) for (x, w), p in _linear_samples(r)],
+    cuda=cublas.linear_weight,
 )
 
 
@@ -144,19 +149,30 @@ def _affine(x, w, b):
     return out
 
 
+def _affine_gradients(needs, g, out, x, w, b):
+    wanted_x, wanted_w, wanted_b = needs
+    of_x = linear_input(g, w) if wanted_x else None
+    if wanted_w and wanted_b and is_cuda(g) and is_cuda(x):
+        found = epilogues.weight_and_bias(g, x)
+        if found is not None:
+            return (of_x, *found)
+    of_w = linear_weight(g, x) if wanted_w else None
+    return of_x, of_w, sum_to(g, shape=b.shape) if wanted_b else None
+
+
 # x @ w.T + b: the bias is added in the memory of the product, and one record does for both
-affine = opaque(
+affine = joint(
     "affine",
     _affine,
-    lambda g, y, x, w, b: linear_input(g, w),
-    lambda g, y, x, w, b: linear_weight(g, x),
-    lambda g, y, x, w, b: sum_to(g, shape=b.shape),
+    _affine_gradients,
+    arguments=3,
     reads=((1,), (0,), ()),
     samples=lambda r: [
         ((r(2, 3), r(4, 3), r(4)), {}),
         ((r(3), r(4, 3), r(4)), {}),
         ((r(5, 2, 3), r(4, 3), r(4)), {}),
     ],
+    cuda=epilogues.affine,
 )
 
 
@@ -165,6 +181,35 @@ def _einsum(a, b, *, subscripts):
     operand."""
     of_a, of_b, of_out = subscripts
     return array_module(a).einsum(f"{of_a},{of_b}->{of_out}", a, b, optimize=True)
+
+
+def _einsum_as_matmul(a, b, *, subscripts):
+    """The same as a product of batches of matrices, which can be captured; None where an operand
+    has an index of its own that is summed."""
+    of_a, of_b, of_out = subscripts
+    if any(c not in of_out and (c in of_a) != (c in of_b) for c in of_a + of_b):
+        return None
+    batch = [c for c in of_a if c in of_b and c in of_out]
+    inner = [c for c in of_a if c in of_b and c not in of_out]
+    rows = [c for c in of_a if c not in of_b]
+    columns = [c for c in of_b if c not in of_a]
+    product = cublas.matmul(
+        _as_matrices(a, of_a, batch, rows, inner), _as_matrices(b, of_b, batch, inner, columns)
+    )
+    if product is None:
+        return None
+    sizes = dict(zip(of_a + of_b, a.shape + b.shape, strict=True))
+    found = [*batch, *rows, *columns]
+    product = product.reshape([sizes[c] for c in found])
+    return product.transpose([found.index(c) for c in of_out])
+
+
+def _as_matrices(x, letters, batch, rows, columns):
+    """Axes in the order batch, rows, columns, the last two groups merged to one axis each."""
+    sizes = dict(zip(letters, x.shape, strict=True))
+    ordered = x.transpose([letters.index(c) for c in (*batch, *rows, *columns)])
+    merged = (prod(sizes[c] for c in rows), prod(sizes[c] for c in columns))
+    return ordered.reshape([sizes[c] for c in batch] + list(merged))
 
 
 def _einsum_transpose(position):
@@ -192,4 +237,5 @@ einsum2 = bilinear(
         ((r(5, 2, 3), r(5, 3, 2)), {"subscripts": ("bij", "bji", "b")}),
         ((r(2, 3), r(4)), {"subscripts": ("ij", "k", "ik")}),
     ],
+    cuda=_einsum_as_matmul,
 )

@@ -1,6 +1,6 @@
 // cuBLASLt on host memory: the calls gpugrad makes, stricter than NVIDIA's library.
 //
-// Work goes to streams of the host-memory device through `fake_submit`, so that capture, replay and
+// Work goes to streams of the host-memory device through `host_device_submit`, so that capture, replay and
 // asynchrony see it. What the documentation forbids is refused here even where a given GPU would let
 // it pass: types outside the table of cublasLtMatmul(), leading dimensions, memory that is no device
 // memory, pointers less aligned than the heuristic was told, an algorithm of another problem, a
@@ -29,7 +29,7 @@
 
 #define API extern "C" __attribute__((visibility("default")))
 
-extern "C" int fake_submit(void* stream, const char* what, int (*run)(void*), void* argument,
+extern "C" int host_device_submit(void* stream, const char* what, int (*run)(void*), void* argument,
                            void (*destroy)(void*));
 
 namespace {
@@ -498,7 +498,7 @@ API int cublasLtMatmul(int* handle, Attributes* desc, const void* alpha, const c
   }
   if (int status = check_memory(call, *algo, workspace_bytes)) return status;
   auto run_it = [](void* x) { return execute(*(Call*)x); };
-  return fake_submit(stream, "gemm", run_it, new Call(call), [](void* x) { delete (Call*)x; }) ? EXECUTION_FAILED : SUCCESS;
+  return host_device_submit(stream, "gemm", run_it, new Call(call), [](void* x) { delete (Call*)x; }) ? EXECUTION_FAILED : SUCCESS;
 }
 
 // ---- for tests

@@ -1,0 +1,5 @@
+"""What the libraries under gpugrad may do: ``gpugrad.backends``, as ``torch.backends``."""
+
+from . import cuda
+
+__all__ = ["cuda"]
