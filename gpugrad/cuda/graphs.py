@@ -154,11 +154,9 @@ class _Recording:
 
     def end(self):
         """The recorded graph."""
-        cuda = backend.cupy().cuda
+        cuda, here = backend.cupy().cuda, current_stream()
         try:
-            if current_stream() != self.stream:
-                raise RuntimeError("Capture must end on the same stream it began on.")
-            return self.stream.cupy.end_capture()
+            found = self.stream.cupy.end_capture()
         except cuda.runtime.CUDARuntimeError as error:
             raise RuntimeError(
                 f"the CUDA graph could not be captured ({error}): between capture_begin and "
@@ -169,6 +167,9 @@ class _Recording:
             ) from None
         finally:
             self._restore()
+        if here != self.stream:
+            raise RuntimeError("Capture must end on the same stream it began on.")
+        return found
 
     def discard(self) -> None:
         cuda = backend.cupy().cuda
