@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from ..backend.arrays import _ndarray, array_module, backend_of
+from ..backend.cupy import when_loaded
 from ..backend.memory import LARGE, exclusive
 from ..backend.numpy import xp as np
 from ..config import grad_mode, modes
@@ -104,7 +105,9 @@ class Node:
 
 
 _asarray = np.asarray
-_PLAIN = frozenset((type(None), float, int, bool, complex, _ndarray, Meta))
+# Classes of saved values that are no tensors; CuPy's arrays join them when CuPy is loaded.
+_PLAIN = {type(None), float, int, bool, complex, _ndarray, Meta}
+when_loaded(_PLAIN.add)
 lines: weakref.WeakKeyDictionary[Node, tuple] = weakref.WeakKeyDictionary()
 _TWICE = (
     "Trying to backward through the graph a second time (or directly access saved tensors after "

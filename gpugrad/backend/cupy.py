@@ -36,6 +36,8 @@ def _begin():
         _get_device = module.cuda.runtime.getDevice
         _devices[:] = [device("cuda", n) for n in range(count)]
     _ndarray, _module = module.ndarray, module
+    for note in _interested:
+        note(_ndarray)
     if count > 1:
         while _waiting:
             _waiting.pop()()
@@ -43,6 +45,14 @@ def _begin():
 
 
 _waiting: list = []
+_interested: list = []
+
+
+def when_loaded(note) -> None:
+    """Call ``note(class of CuPy's arrays)`` when CuPy is loaded, now if it is already."""
+    _interested.append(note)
+    if _module is not None:
+        note(_ndarray)
 
 
 def when_several(prepare) -> None:
