@@ -22,7 +22,7 @@ from .ops import linalg, shape
 from .ops import nn as nn_ops
 from .ops import random as random_ops
 from .random import default_generator
-from .tensor import Tensor, wrap
+from .tensor import Tensor, bump_versions, wrap
 
 _pad_zeros = shape.pad
 _int64 = np.dtype("int64")
@@ -656,18 +656,24 @@ def batch_norm(
         raise RuntimeError(
             "Expected running_mean and running_var to be defined when training=False"
         )
-    shape_ = (1, -1) + (1,) * (input.ndim - 2)
-    if not training and running_mean is not None:
-        scale = functions.rsqrt(running_var + eps)
-        out = (input - functions.reshape(running_mean, *shape_)) * functions.reshape(scale, *shape_)
-        return _scale_channels(out, weight, bias)
-    dims = (0, *range(2, input.ndim))
     n = input.numel() // input.shape[1] if input.shape[1] else 0
     if training and n == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size "
             f"{list(input.shape)}"
         )
+    if input.is_cuda and not any(
+        t is not None and t.requires_grad for t in (running_mean, running_var)
+    ):
+        return _batch_norm_row(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    shape_ = (1, -1) + (1,) * (input.ndim - 2)
+    if not training and running_mean is not None:
+        scale = functions.rsqrt(running_var + eps)
+        out = (input - functions.reshape(running_mean, *shape_)) * functions.reshape(scale, *shape_)
+        return _scale_channels(out, weight, bias)
+    dims = (0, *range(2, input.ndim))
     mean = functions.mean(input, dims, True)
     centred = input - mean
     variance = functions.mean(functions.square(centred), dims, True)
@@ -679,6 +685,23 @@ def batch_norm(
             )
             running_var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
     return _scale_channels(centred * functions.rsqrt(variance + eps), weight, bias)
+
+
+def _batch_norm_row(input, running_mean, running_var, weight, bias, training, momentum, eps):
+    """``batch_norm`` on CUDA: one operation for the moments and running averages, one to scale."""
+    channels = input.shape[1]
+    like = {"dtype": input.dtype, "device": input.device}
+    weight = creation.ones(channels, **like) if weight is None else weight
+    bias = (
+        creation.zeros(channels, dtype=weight.dtype, device=input.device) if bias is None else bias
+    )
+    mean, variance = running_mean, running_var
+    if training:
+        running = () if running_mean is None else (running_mean, running_var)
+        moments = nn_ops.channel_moments(input.detach(), *running, momentum=momentum)
+        bump_versions([running])
+        mean, variance = wrap(moments.array[0]), wrap(moments.array[1])
+    return nn_ops.batch_norm(input, weight, bias, mean, variance, eps=eps, training=training)
 
 
 def normalize(input, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 
+import numpy as np
+
 from ..backend import cupy as backend
 from ..config import settings
 from ..errors import KernelError
@@ -198,9 +200,9 @@ def report(error: Exception, what: str) -> None:
 def override(what: str) -> Callable:
     """Decorate a kernel for a row, ``kernel(*arrays, **params)``.
 
-    It runs on the device of its first array, and answers None, so that the reference computes,
-    where it raises Unsupported or where kernels are switched off. A kernel that cannot be built is
-    reported once and not tried again.
+    It runs on the device of its first array. It answers None, so that the reference computes, where
+    it raises Unsupported, for NumPy arrays, and where kernels are switched off. A kernel that
+    cannot be built is reported once and not tried again.
     """
 
     def decorate(kernel: Callable) -> Callable:
@@ -209,7 +211,7 @@ def override(what: str) -> Callable:
         @wraps(kernel)
         def run(*arrays, **params):
             nonlocal usable
-            if not usable or not enabled():
+            if not usable or isinstance(arrays[0], np.ndarray) or not enabled():
                 return None
             try:
                 with backend.on_device_of(arrays[0]):

@@ -6,10 +6,10 @@ from __future__ import annotations
 from functools import cache
 
 from ..backend.arrays import array_module, backend_of
-from ..codegen import cuda_convolution, cuda_pooling
+from ..codegen import cuda_batch_norm, cuda_convolution, cuda_pooling
 from ..codegen import pooling as native
-from . import convolution
-from .core import bilinear, joint, linear, opaque
+from . import convolution, reduce
+from .core import bilinear, joint, linear, not_differentiable, opaque
 from .elementwise import eq, exp, log, rsqrt, square, where
 from .index import pick, unpick
 from .rows import (
@@ -26,7 +26,7 @@ from .rows import (
     row_mean,
     row_sum,
 )
-from .shape import reshape
+from .shape import cast, reshape
 
 # ---- softmax: formulas over rows, which the axis is moved to
 
@@ -201,6 +201,100 @@ standardize = opaque(
     lambda x, *, eps: standardize_rows(x, eps),
     lambda g, out, x, *, eps: standardize_rows_vjp(g, x, eps),
     samples=lambda r: [((r(3, 5),), {"eps": 0.1})],
+)
+
+# ---- normalisation of channels, axis 1 of (N, C, ...)
+
+
+def _per_channel(v, x):
+    """A vector over channels, shaped to broadcast against ``x``."""
+    return reshape(v, shape=(1, -1) + (1,) * (len(x.shape) - 2))
+
+
+def _moments_of_channels(x):
+    """Centred ``x`` and its variance, both with the dimensions of ``x``."""
+    axes = (0, *range(2, len(x.shape)))
+    centred = x - reduce.mean(x, axes=axes, keepdims=True)
+    return centred, reduce.mean(square(centred), axes=axes, keepdims=True)
+
+
+def _channel_moments(x, *running, momentum=0.0):
+    xp = array_module(x)
+    wide = x if x.dtype.name == "float64" else x.astype("float32")
+    axes = (0, *range(2, x.ndim))
+    found = xp.stack([wide.mean(axes), wide.var(axes)])
+    n = x.size // x.shape[1]
+    for average, moment, scale in zip(running, found, (1.0, n / (n - 1) if running else 1.0)):
+        average[...] = average * (1 - momentum) + moment * (momentum * scale)
+    return found
+
+
+channel_moments = not_differentiable(
+    "channel_moments",
+    _channel_moments,
+    samples=lambda r: [((r(3, 4, 5),), {}), ((r(6, 3),), {})],
+    cuda=cuda_batch_norm.moments,
+)
+
+
+def _normalized(x, mean, variance, eps, training):
+    """Channels of zero mean and unit variance, and the inverse standard deviation."""
+    if training:
+        centred, variance = _moments_of_channels(x)
+    else:
+        centred, variance = x - _per_channel(mean, x), _per_channel(variance, x)
+    inverse = rsqrt(variance + eps)
+    return centred * inverse, inverse
+
+
+def _batch_norm(x, weight, bias, mean, variance, *, eps, training):
+    y, _ = _normalized(x, mean, variance, eps, training)
+    y = y * _per_channel(weight, x) + _per_channel(bias, x)
+    return _in_dtype_of(x, y)
+
+
+def _batch_norm_vjp(needs, g, out, x, weight, bias, mean, variance, *, eps, training):
+    if not hasattr(g, "array"):  # arrays, not tensors
+        found = cuda_batch_norm.backward(
+            g, x, weight, mean, variance, needs=needs[:3], eps=eps, training=training
+        )
+        if found is not None:
+            return [*found, None, None]
+    y, inverse = _normalized(x, mean, variance, eps, training)
+    axes = (0, *range(2, len(x.shape)))
+    gx = h = g * _per_channel(weight, x)
+    if training:
+        shared = y * reduce.mean(h * y, axes=axes, keepdims=True)
+        gx = h - reduce.mean(h, axes=axes, keepdims=True) - shared
+    found = [
+        (gx * inverse, x) if needs[0] else None,
+        (reduce.sum(g * y, axes=axes, keepdims=False), weight) if needs[1] else None,
+        (reduce.sum(g, axes=axes, keepdims=False), bias) if needs[2] else None,
+    ]
+    return [pair and _in_dtype_of(pair[1], pair[0]) for pair in (*found, None, None)]
+
+
+def _in_dtype_of(x, value):
+    return value if value.dtype == x.dtype else cast(value, dtype=x.dtype)
+
+
+def _batch_norm_samples(r):
+    x = r(4, 3, 2)
+    own = (x, r(3), r(3), x.mean((0, 2)), x.var((0, 2)))
+    given = (x, r(3), r(3), r(3), r(3) ** 2)
+    return [(own, {"eps": 0.1, "training": True}), (given, {"eps": 0.1, "training": False})]
+
+
+# With ``training``, mean and variance must be those of x and the derivative goes through them; they
+# are given so that a kernel need not find them again (the reference does). Else they are constants.
+batch_norm = joint(
+    "batch_norm",
+    _batch_norm,
+    _batch_norm_vjp,
+    arguments=3,
+    reads=(0, 1),
+    samples=_batch_norm_samples,
+    cuda=cuda_batch_norm.batch_norm,
 )
 
 # ---- convolution: three bilinear operations that are each other's transposes
