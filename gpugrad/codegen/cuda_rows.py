@@ -18,7 +18,7 @@ needs no trip to the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..backend import cupy as backend
@@ -28,7 +28,6 @@ from ..errors import KernelError
 from . import cuda_module, cuda_reduce
 from .cuda import TYPES, Scalars
 from .cuda_module import Launcher, Unsupported
-from .expr import Expr
 from .rows import COLUMN, ELEMENT, EXACT, INDEX, NUMBER, ROW, TOTAL, Schedule
 
 if TYPE_CHECKING:
@@ -109,12 +108,13 @@ class _Writer:
     def text(self) -> str:
         v = self.variant
         wide = v.dtype == "float64"
+        packs = f", PACKS = {v.packs}" if v.packs else ""
         self.put(
             '#include "rows.cuh"',
             f"typedef {TYPES[v.dtype]} T;  // elements",
             f"typedef {'double' if wide else 'float'} C;  // arithmetic",
             f"typedef {'C' if v.parts else 'T'} P;  // sums over rows",
-            f"constexpr int TEAM = {v.team}, WIDTH = {v.width}{f', PACKS = {v.packs}' * (v.packs > 0)};",
+            f"constexpr int TEAM = {v.team}, WIDTH = {v.width}{packs};",
             "",
             'extern "C" __global__ void __launch_bounds__(Team<TEAM>::BLOCK) rows(',
             f"    {', '.join(self._parameters())}) {{",
@@ -451,7 +451,9 @@ def _call_source(rows: RowProgram) -> str:
     lines = [f"def call(plan, {', '.join(rows.inputs)}):", f"    {head} = plan"]
     for a, kind in arrays.items():
         if kind == INDEX:
-            lines.append(f"    if {a}.shape != shape_{a} or {a}.dtype.kind not in 'iu': return None")
+            lines.append(
+                f"    if {a}.shape != shape_{a} or {a}.dtype.kind not in 'iu': return None"
+            )
             lines.append(f"    if {a}.dtype.char not in 'lq': {a} = {a}.astype('int64')")
         else:
             lines.append(f"    if {a}.shape != shape_{a} or {a}.dtype != dtype: return None")
@@ -468,7 +470,9 @@ def _call_source(rows: RowProgram) -> str:
     if INDEX in arrays.values():
         given += ["record()", "site(complaint)"]
     lines.append(f"    launch(grid, block, ({', '.join(given)}))")
-    sums = [o for o, (kind, _) in zip(outputs, rows.outputs, strict=True) if kind in (COLUMN, TOTAL)]
+    sums = [
+        o for o, (kind, _) in zip(outputs, rows.outputs, strict=True) if kind in (COLUMN, TOTAL)
+    ]
     if sums:
         lines.append("    if parts:")
         lines += [f"        {o} = sum_parts({o}, dtype)" for o in sums]
