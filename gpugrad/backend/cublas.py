@@ -172,7 +172,7 @@ def load(path: str | None = None) -> ctypes.CDLL:
 
     Raises NoLibrary.
     """
-    major = backend.cupy().cuda.runtime.runtimeGetVersion() // 1000
+    major = 0 if path else backend.cupy().cuda.runtime.runtimeGetVersion() // 1000
     tried = []
     for name in [path] if path else _candidates(major):
         try:
@@ -183,6 +183,8 @@ def load(path: str | None = None) -> ctypes.CDLL:
             return library
         except (OSError, AttributeError) as error:  # absent, or another library of that name
             tried.append(str(error))
+    if path:
+        raise NoLibrary(f"{path} is not a cuBLASLt library: {tried[0]}")
     raise NoLibrary(
         f"cuBLASLt for CUDA {major} is not installed ({'; '.join(tried)}). Install "
         f"gpugrad[cuda{major}], or set GPUGRAD_CUBLASLT to the file libcublasLt.so.{major}"
