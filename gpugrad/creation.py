@@ -6,6 +6,7 @@ import operator
 
 from . import dtypes, random
 from .backend import arrays as backend_arrays
+from .backend import cupy as cuda_backend
 from .backend.device import as_device
 from .backend.numpy import xp as np
 from .config import settings
@@ -59,7 +60,8 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
         data = _foreign_array(data)
     if backend_arrays.is_array(data):
         target = backend_arrays.device_of(data) if device is None else as_device(device)
-        array = data.copy() if dtype is None else data.astype(dtype)
+        with backend_arrays.there(data):
+            array = data.copy() if dtype is None else data.astype(dtype)
         return _finish(wrap(backend_arrays.to_device(array, target)), requires_grad)
     data = _unwrap_nested(data)
     if dtype.__class__ is str:
@@ -88,13 +90,14 @@ def _unwrap_nested(data):
 
 
 _NUMBERS = (bool, int, float, complex, list, tuple)
+_INTERFACES = ("__dlpack__", "__array__", "__cuda_array_interface__")
 
 
 def _is_foreign(data) -> bool:
     """Whether data are an array of a library that is neither NumPy nor CuPy."""
     return (
         data.__class__ not in _NUMBERS
-        and (hasattr(data, "__dlpack__") or hasattr(data, "__array__"))
+        and any(hasattr(data, name) for name in _INTERFACES)
         and not isinstance(data, np.generic)
         and not backend_arrays.is_array(data)
     )
@@ -104,6 +107,8 @@ def _foreign_array(data):
     """An array over the memory of another library's, by DLPack if it speaks it."""
     if hasattr(data, "__dlpack__"):
         return from_dlpack(data).array
+    if hasattr(data, "__cuda_array_interface__"):
+        return cuda_backend.asarray(data)
     return np.asarray(data)
 
 

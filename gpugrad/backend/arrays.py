@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 
 from . import cupy as cuda_backend
@@ -40,6 +42,14 @@ def array_module(array):
 
 def device_of(array) -> device:
     return CPU if isinstance(array, _ndarray) else cuda_backend.device_of(array)
+
+
+def there(array):
+    """A context in which the device of an array is the current one."""
+    return _HERE if isinstance(array, _ndarray) else cuda_backend.on_device_of(array)
+
+
+_HERE = nullcontext()
 
 
 def is_writable(array) -> bool:

@@ -83,11 +83,10 @@ class Optimizer:
             if batch is None:
                 batch = batches[step] = [[] for _ in range(len(initial) + 2)]
             batch[0].append(p)
-            kind, on_gpu = p.array.__class__, p.is_cuda
             for i, name in enumerate(initial, 1):
                 value = state[name]
-                if value.array.__class__ is not kind or (on_gpu and value.device != p.device):
-                    value = state[name] = value.to(p.device)  # the parameter has been moved
+                if p.is_cuda or value.is_cuda:
+                    value = state[name] = beside(p, value)
                 batch[i].append(value)
             batch[-1].append(grad)
         return iter(batches.items())
@@ -237,6 +236,11 @@ class Optimizer:
             lines.append(f"Parameter Group {i}")
             lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
         return "\n".join([f"{type(self).__name__} (", *lines, ")"])
+
+
+def beside(p: gg.Tensor, value: gg.Tensor) -> gg.Tensor:
+    """A tensor of the state of ``p`` on the device that ``p`` is on: it may have been moved."""
+    return value if value.device == p.device else value.to(p.device)
 
 
 def _loaded(p: gg.Tensor, name: str, value: Any) -> Any:

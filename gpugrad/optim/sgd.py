@@ -8,7 +8,7 @@ from typing import Any
 
 import gpugrad as gg
 
-from .optimizer import Optimizer, check_at_least_zero, gradient, implementation
+from .optimizer import Optimizer, beside, check_at_least_zero, gradient, implementation
 
 
 @cache
@@ -98,6 +98,8 @@ class SGD(Optimizer):
             if buffer is None:
                 buffer = self.state[p]["momentum_buffer"] = gg.zeros_like(p.detach())
                 batch = first
+            elif p.is_cuda or buffer.is_cuda:
+                buffer = self.state[p]["momentum_buffer"] = beside(p, buffer)
             for values, value in zip(batch, (p, buffer, p.grad), strict=True):
                 values.append(value)
         update = momentum_update(group["nesterov"], *variant)
