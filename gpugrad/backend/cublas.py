@@ -401,13 +401,16 @@ class _Product:
         self._set("MatmulDesc", self.desc, _TRANS_A, int(p.transposed_b))
         self._set("MatmulDesc", self.desc, _TRANS_B, int(p.transposed_a))
         self.epilogue = EPILOGUES[p.epilogue]
+        self._bias = self._aux = 0
         if p.epilogue:
             self._set("MatmulDesc", self.desc, _EPILOGUE, self.epilogue)
-            # the heuristic looks at the alignment of the address and no further
-            self._set("MatmulDesc", self.desc, _BIAS_POINTER, BIAS_ALIGNMENT)
+            # the heuristic looks at the alignment of an address and no further
+            self._bias = BIAS_ALIGNMENT
+            self._set("MatmulDesc", self.desc, _BIAS_POINTER, self._bias)
         if p.ld_aux:
+            self._aux = BIAS_ALIGNMENT
             self._set("MatmulDesc", self.desc, _AUX_LD, p.ld_aux)
-            self._set("MatmulDesc", self.desc, _AUX_POINTER, BIAS_ALIGNMENT)
+            self._set("MatmulDesc", self.desc, _AUX_POINTER, self._aux)
         first = (p.k, p.n) if p.transposed_b else (p.n, p.k)
         second = (p.m, p.k) if p.transposed_a else (p.k, p.m)
         self.a = self._layout(kind.data, *first, p.ld_b, p.stride_b)
@@ -469,12 +472,16 @@ class _Product:
         if status:
             self._check(status, "cublasLtMatmul")
 
-    def run_with(self, pointers: dict, *arguments) -> None:
+    def run_with(self, bias: int, aux: int, *arguments) -> None:
         """The same with the addresses of an epilogue, which belong to the descriptor: one thread at
         a time."""
         with self._pointers:
-            for attribute, address in pointers.items():
-                self._set("MatmulDesc", self.desc, attribute, address)
+            if bias != self._bias:  # a layer's bias stays where it is
+                self._set("MatmulDesc", self.desc, _BIAS_POINTER, bias)
+                self._bias = bias
+            if aux != self._aux:
+                self._set("MatmulDesc", self.desc, _AUX_POINTER, aux)
+                self._aux = aux
             self.run(*arguments)
 
     def describe(self) -> str:
@@ -545,22 +552,28 @@ class Plan:
                 alignment = min(alignment, lowest_bit(elements * self.itemsize))
         self.product = _Product(self.problem, dtype, device, alignment, modes)
 
-    def run(self, a, b, d, c: int = 0, alpha=None, beta=None, pointers=None) -> None:
-        """Queue the product of two arrays into the array ``d`` on the current stream."""
+    def run(self, a, b, d, alpha=None, beta=None) -> None:
+        """Queue ``d = alpha * a @ b + beta * d`` on the current stream (alpha 1, beta 0)."""
         stream = _current_stream().ptr
-        product = self.product
-        if self.direct and pointers is None:
+        if self.direct:
             at = d.data.ptr
-            product.run(a.data.ptr, b.data.ptr, c or at, at, stream, alpha, beta)
+            self.product.run(a.data.ptr, b.data.ptr, at, at, stream, alpha, beta)
             return
         a, b = self.a.ready(a), self.b.ready(b)
         places = a.data.ptr, b.data.ptr, d.data.ptr
         for offset in self.offsets or ((0, 0, 0),):
             pa, pb, pd = (p + o * self.itemsize for p, o in zip(places, offset, strict=True))
-            if pointers is None:
-                product.run(pa, pb, pd, pd, stream, alpha, beta)
-            else:
-                product.run_with(pointers, pa, pb, pd, pd, stream, alpha, beta)
+            self.product.run(pa, pb, pd, pd, stream, alpha, beta)
+
+    def run_with(self, a, b, d, bias, aux) -> None:
+        """The same with the arrays of an epilogue; None for one that it has not."""
+        if not self.direct:
+            a, b = self.a.ready(a), self.b.ready(b)
+        at = d.data.ptr
+        self.product.run_with(
+            0 if bias is None else bias.data.ptr, 0 if aux is None else aux.data.ptr,
+            a.data.ptr, b.data.ptr, at, at, _current_stream().ptr,
+        )  # fmt: skip
 
 
 def lowest_bit(address: int) -> int:

@@ -87,13 +87,15 @@ def weight_and_bias(g, x):
 
     ``g`` is (..., out), ``x`` (..., in): the gradients of a layer's weight and bias.
     """
-    if not settings.cuda_kernels or not g.size or not x.size:
+    if not settings.cuda_kernels:
         return None
     plan = cublas._find("weight+bgradb", _plan_weight_and_bias, g, x)
-    if plan is None:
+    if plan is None or plan.problem is None:
         return None
-    bias = _new(g.shape[-1:], g.dtype, plan)
-    return _run(plan, g, x, {cublas._BIAS_POINTER: bias.data.ptr}), bias
+    with backend.at(plan.device):
+        out, bias = backend.empty(plan.shape, g.dtype), backend.empty(g.shape[-1:], g.dtype)
+        plan.run_with(g, x, out, bias, None)
+    return out, bias
 
 
 def _plan_weight_and_bias(g, x):
@@ -103,67 +105,64 @@ def _plan_weight_and_bias(g, x):
 # ------------------------------------------------------------------------------------------------
 
 
+def _planner(plan, epilogue: str, multiple: int = 0):
+    """``plan`` for an epilogue whose auxiliary rows are a multiple of so many elements."""
+
+    def make(x, w):
+        columns = w.shape[1] if plan is cublas._plan_linear_input else w.shape[0]
+        return plan(
+            x, w, epilogue=epilogue, ld_aux=-(-columns // multiple) * multiple if multiple else 0
+        )
+
+    return make
+
+
+_MULTIPLES = {"relu": _RELU_BITS, "gelu": _GELU_ELEMENTS}
+_FORWARD = {
+    "bias": _planner(cublas._plan_linear, "bias"),
+    **{f"{a}_bias": _planner(cublas._plan_linear, f"{a}_bias") for a in _MULTIPLES},
+    **{
+        f"{a}_aux_bias": _planner(cublas._plan_linear, f"{a}_aux_bias", n)
+        for a, n in _MULTIPLES.items()
+    },
+}
+_BACKWARD = {
+    f"d{a}{bgrad}": _planner(cublas._plan_linear_input, f"d{a}{bgrad}", n)
+    for a, n in _MULTIPLES.items()
+    for bgrad in ("", "_bgrad")
+}
+
+
 def _with_bias(kind: str, epilogue: str, x, w, b):
     """(values, packed buffer or None) of a product with a bias and an epilogue, or None."""
     if b.dtype.num != x.dtype.num or not b.flags.c_contiguous or b.data.ptr % BIAS_ALIGNMENT:
         return None
-    columns = w.shape[0]
-    ld, shape = _packed_layout(epilogue, prod(x.shape[:-1]), columns)
-    plan = cublas._find(
-        kind, lambda x, w: cublas._plan_linear(x, w, epilogue=epilogue, ld_aux=ld), x, w
-    )
+    plan = cublas._find(kind, _FORWARD[epilogue], x, w)
     if plan is None or plan.problem is None:
         return None
-    pointers = {cublas._BIAS_POINTER: b.data.ptr}
-    packed = None
-    if ld:
-        packed = _new(shape, x.dtype if "gelu" in epilogue else "uint8", plan)
-        pointers[cublas._AUX_POINTER] = packed.data.ptr
-    return _run(plan, x, w, pointers), packed
-
-
-def _packed_layout(epilogue: str, rows: int, columns: int) -> tuple[int, tuple]:
-    """Leading dimension of the auxiliary matrix, in bits or elements, and its array's shape."""
-    if "aux" not in epilogue:
-        return 0, ()
-    if "relu" in epilogue:
-        ld = -(-columns // _RELU_BITS) * _RELU_BITS
-        return ld, (rows, ld // 8)
-    ld = -(-columns // _GELU_ELEMENTS) * _GELU_ELEMENTS
-    return ld, (rows, ld)
+    with backend.at(plan.device):
+        out, packed = backend.empty(plan.shape, x.dtype), None
+        ld = plan.problem.ld_aux
+        if ld:
+            rows = prod(x.shape[:-1])
+            bits = "relu" in epilogue
+            packed = backend.empty((rows, ld // 8 if bits else ld), "uint8" if bits else x.dtype)
+        plan.run_with(x, w, out, b, packed)
+    return out, packed
 
 
 def _input_in_one(g, w, saved: Saved, bias: bool):
-    if saved.packed is None or not g.size or not w.size:
+    if saved.packed is None:
         return None
     epilogue = f"d{saved.activation}{'_bgrad' if bias else ''}"
-    ld = saved.packed.shape[1] * (8 if saved.activation == "relu" else 1)
-    plan = cublas._find(
-        f"input+{epilogue}",
-        lambda g, w: cublas._plan_linear_input(g, w, epilogue=epilogue, ld_aux=ld),
-        g,
-        w,
-    )
-    if plan is None:
+    plan = cublas._find(f"input+{epilogue}", _BACKWARD[epilogue], g, w)
+    if plan is None or plan.problem is None:
         return None
-    pointers = {cublas._AUX_POINTER: saved.packed.data.ptr}
-    gradient = None
-    if bias:
-        gradient = _new(w.shape[1:], g.dtype, plan)
-        pointers[cublas._BIAS_POINTER] = gradient.data.ptr
-    return _run(plan, g, w, pointers), gradient
-
-
-def _new(shape, dtype, plan):
     with backend.at(plan.device):
-        return backend.empty(shape, dtype)
-
-
-def _run(plan, a, b, pointers):
-    with backend.at(plan.device):
-        out = backend.empty(plan.shape, a.dtype)
-        plan.run(a, b, out, pointers=pointers)
-    return out
+        out = backend.empty(plan.shape, g.dtype)
+        gradient = backend.empty(w.shape[1:], g.dtype) if bias else None
+        plan.run_with(g, w, out, gradient, saved.packed)
+    return out, gradient
 
 
 def _check(activation: str) -> None:

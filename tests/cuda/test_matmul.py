@@ -576,7 +576,8 @@ def test_alignment_is_told(cupy, rng, host_device, monkeypatch):
 
 def test_auxiliary_rows_are_padded(cupy, host_device, monkeypatch):
     monkeypatch.setattr(cublas, "_plans", {})
-    monkeypatch.setattr(epilogues, "_GELU_ELEMENTS", 1)
+    unpadded = epilogues._planner(cublas._plan_linear, "gelu_aux_bias", 1)
+    monkeypatch.setitem(epilogues._FORWARD, "gelu_aux_bias", unpadded)
     x = cupy.ones((3, 5))
     with pytest.raises(KernelError, match="gelu_aux_bias"):
         epilogues.activated(x, x, x[0, :3].copy(), "gelu")
