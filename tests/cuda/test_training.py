@@ -1,0 +1,159 @@
+"""Whole training steps on a CUDA device: the losses of the CPU, and nothing hidden in a step.
+
+A step must not make the host wait, copy to or from it, or allocate memory once the pool is warm.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gpugrad as gg
+from gpugrad import nn
+from gpugrad.nn import functional as F
+from gpugrad.train import MLP, LeNet
+
+pytestmark = pytest.mark.gpu
+
+WARM = 3  # steps until kernels are compiled, optimizer state exists and the pool holds all blocks
+
+
+def batches(count, size, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        images = rng.normal(size=(size, 1, 28, 28)).astype(np.float32)
+        yield images, rng.integers(0, 10, size)
+
+
+class Training:
+    """A model, an optimizer and batches that are on the device already."""
+
+    def __init__(self, make_model, make_optimizer, device, steps=6, size=16, loss=F.cross_entropy):
+        gg.manual_seed(0)
+        self.model = make_model().to(device)
+        self.optimizer = make_optimizer(self.model.parameters())
+        self.loss = loss
+        self.batches = [
+            (gg.tensor(x, device=device), gg.tensor(y, device=device))
+            for x, y in batches(steps, size)
+        ]
+        self.losses = []  # tensors: reading them would wait
+
+    def step(self, i):
+        x, y = self.batches[i]
+        self.optimizer.zero_grad()
+        loss = self.loss(self.model(x), y)
+        loss.backward()
+        self.optimizer.step()
+        self.losses.append(loss.detach())
+
+    def run(self):
+        gg.manual_seed(1)  # dropout draws the same on every device
+        for i in range(len(self.batches)):
+            self.step(i)
+        return np.array([loss.item() for loss in self.losses])
+
+
+def small_mlp():
+    return MLP(hidden=(128,))
+
+
+def norm_net():
+    """Every kind of normalization and activation a step may go through."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False),  # BatchNorm takes it away
+        nn.BatchNorm2d(4),
+        nn.GELU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * 7 * 7, 32),
+        nn.LayerNorm(32),
+        nn.SiLU(),
+        nn.Dropout(0.3),
+        nn.Linear(32, 10),
+    )
+
+
+def smooth_loss(logits, target):
+    return F.cross_entropy(logits, target, label_smoothing=0.1, ignore_index=3)
+
+
+CASES = {
+    "mlp adam": (small_mlp, lambda p: gg.optim.Adam(p, lr=1e-3)),
+    "lenet sgd": (LeNet, lambda p: gg.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-4)),
+    "lenet adam": (LeNet, lambda p: gg.optim.Adam(p, lr=1e-3)),
+    "norms adamw": (norm_net, lambda p: gg.optim.AdamW(p, lr=1e-3), smooth_loss),
+    "mlp rmsprop": (small_mlp, lambda p: gg.optim.RMSprop(p, lr=1e-4)),
+    "mlp adagrad": (small_mlp, lambda p: gg.optim.Adagrad(p, lr=1e-3)),
+}
+
+
+def training(case, device, **kwargs):
+    make_model, make_optimizer, *loss = CASES[case]
+    if loss:
+        kwargs["loss"] = loss[0]
+    return Training(make_model, make_optimizer, device, **kwargs)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_parameters_are_those_of_the_cpu(case):
+    """Within the rounding of float32: sums of some hundred numbers in another order, six steps."""
+    on_cpu, on_device = training(case, "cpu"), training(case, "cuda")
+    expected, found = on_cpu.run(), on_device.run()
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+    pairs = zip(on_device.model.named_parameters(), on_cpu.model.parameters(), strict=True)
+    for (name, a), b in pairs:
+        difference = np.abs(a.detach().cpu().numpy() - b.detach().numpy()).max()
+        assert difference < 2e-3, f"{name} differs by {difference}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_hidden_in_a_step(case, no_hidden_traffic):
+    run = training(case, "cuda", size=4)
+    for i in range(WARM):
+        run.step(i)
+    for i in range(WARM, len(run.batches)):
+        with no_hidden_traffic():
+            run.step(i)
+
+
+def test_clipping_and_schedulers_hide_nothing(no_hidden_traffic):
+    run = training("mlp adam", "cuda", size=4)
+    scheduler = gg.optim.lr_scheduler.CosineAnnealingLR(run.optimizer, T_max=10)
+
+    def step(i):
+        x, y = run.batches[i]
+        run.optimizer.zero_grad()
+        F.cross_entropy(run.model(x), y).backward()
+        nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        run.optimizer.step()
+        scheduler.step()
+
+    for i in range(WARM):
+        step(i)
+    for i in range(WARM, len(run.batches)):
+        with no_hidden_traffic():
+            step(i)
+
+
+# ---- the checks see what they are there for ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        (lambda run, y: float(run.losses[-1]), "d2h"),
+        (lambda run, y: bool(run.losses[-1] > 0), "d2h"),
+        (lambda run, y: gg.tensor([1.0], device="cuda"), "h2d"),
+        (lambda run, y: gg.cuda.synchronize(), "sync"),
+        (lambda run, y: y[y > 3], "sync"),
+        (lambda run, y: gg.empty(1 << 24, device="cuda"), "malloc"),
+    ],
+)
+def test_a_fault_in_a_step_is_seen(fault, what, no_hidden_traffic):
+    run = training("mlp adam", "cuda", size=4)
+    for i in range(WARM):
+        run.step(i)
+    with pytest.raises(AssertionError, match=what), no_hidden_traffic():
+        run.step(WARM)
+        fault(run, run.batches[WARM][1])
