@@ -48,7 +48,7 @@ LADDER := $(VENV)/.extra-ladder
 ladder: strict nvrtc shim host-device
 
 strict: $(LADDER)
-	GPUGRAD_TEST_DEVICE=strict $(PY) -m pytest tests/cuda/test_strict.py $(ARGS)
+	GPUGRAD_TEST_DEVICE=strict $(PY) -m pytest tests/cuda/test_strict.py tests/cuda/test_operations.py $(ARGS)
 
 nvrtc: $(LADDER)
 	$(PY) -m pytest tests/cuda/test_nvrtc.py $(ARGS)

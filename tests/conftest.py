@@ -16,6 +16,11 @@ if os.environ.get("GPUGRAD_TEST_DEVICE") == "host":
     from tests.cuda import host_device
 
     host_device.activate()
+elif os.environ.get("GPUGRAD_TEST_DEVICE") == "strict":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.cuda import strict
+
+    strict.activate()
 
 import hypothesis
 import numpy as np

@@ -20,7 +20,8 @@ LAYERS = (
     {"backend"},
     {"codegen"},
     {"ops"},
-    {"tensor", "autograd", "eager", "creation", "random", "foreach", "tree", "cuda", "backends"},
+    {"tensor", "autograd", "eager", "creation", "random", "foreach", "custom", "tree", "cuda"}
+    | {"backends"},
     {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from .expr import Expr, topological
 
 
@@ -25,6 +27,7 @@ class Program:
         "cuda_kernels",
         "cuda_plans",
         "cuda_source",
+        "chooses_constants",
         "full",
         "inputs",
         "native",
@@ -45,6 +48,7 @@ class Program:
         order = topological(self.outputs)
         self.used = {e.args[0] for e in order if e.op == "input"}
         self.steps = [e.op for e in order if e.op not in ("input", "const")]
+        self.chooses_constants = any(_chooses_constants(e) for e in order)
         self._compiled: dict = {}
         self.native: dict = {}  # kernels made by llvm.py, and how it calls them
         self.plans: dict = {}
@@ -85,11 +89,19 @@ def compile_program(source: str, functions, constants: dict, dtype, **names):
     """The function ``program`` of a source; constants become arrays of a dtype if one is given."""
     namespace = {**functions.table, **names}
     for name, value in constants.items():
-        namespace[name] = value if dtype is None else functions.xp.array(value, dtype)
+        if dtype is not None:  # CuPy takes scalars faster than arrays, and copies nothing
+            value = np.array(value, dtype) if functions.xp is np else dtype.type(value)
+        namespace[name] = value
     exec(compile(source, "<gpugrad array program>", "exec"), namespace)
     function = namespace["program"]
     function.source = source
     return function
+
+
+def _chooses_constants(e: Expr) -> bool:
+    """Whether it is a choice between constants. Python numbers alone make float64 arrays, whatever
+    the dtype of the arrays around them."""
+    return e.op == "where" and all(a.op == "const" or _chooses_constants(a) for a in e.args[1:])
 
 
 class _Names:

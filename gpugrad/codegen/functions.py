@@ -3,6 +3,8 @@ out)``."""
 
 from __future__ import annotations
 
+import math
+import operator
 import sys
 
 from .expr import PRIMITIVES
@@ -42,11 +44,19 @@ def functions_of_numbers() -> Functions:
     found = _by_module.get("numbers")
     if found is None:
         xp = sys.modules["numpy"]
-        found = Functions(xp, _special(xp) | {n: p.fold for n, p in PRIMITIVES.items() if p.fold})
+        folds = {n: p.fold for n, p in PRIMITIVES.items() if p.fold}
+        found = Functions(xp, _special(xp) | folds | _OF_NUMBERS)
         found.name = "numbers"
         found.refresh()
         _by_module["numbers"] = found
     return found
+
+
+_OF_NUMBERS = {
+    "pow": math.pow,
+    "le": operator.le,
+    "where": lambda condition, a, b: a if condition else b,
+}
 
 
 def _special(xp) -> dict:
@@ -70,8 +80,10 @@ def _special(xp) -> dict:
     def minimum(a, b, out=None):
         return xp.minimum(a, b, out=out)
 
-    def along_rows(ufunc):
-        return lambda x, out=None: ufunc.reduce(x, axis=-1, keepdims=True, out=out)
+    def along_rows(ufunc, method):  # CuPy's ufuncs cannot reduce, but for add
+        if xp.__name__ == "numpy":
+            return lambda x, out=None: ufunc.reduce(x, axis=-1, keepdims=True, out=out)
+        return lambda x, out=None: getattr(x, method)(axis=-1, keepdims=True, out=out)
 
     def row_mean(x, out=None):
         return xp.divide(xp.add.reduce(x, axis=-1, keepdims=True), x.shape[-1], out=out)
@@ -81,7 +93,7 @@ def _special(xp) -> dict:
         "erf": erf,
         "maximum": maximum,
         "minimum": minimum,
-        "row_sum": along_rows(xp.add),
-        "row_max": along_rows(xp.maximum),
+        "row_sum": along_rows(xp.add, "sum"),
+        "row_max": along_rows(xp.maximum, "max"),
         "row_mean": row_mean,
     }

@@ -397,12 +397,19 @@ def run_program(program: Program, args, xp):
             if outputs is not None:
                 return outputs[0] if len(outputs) == 1 else outputs
     reuse = any(getattr(a, "ndim", 0) for a in args)
-    results = program.direct(functions, None, reuse)(*args)
+    dtype = _floating_dtype(args) if program.chooses_constants else None
+    results = program.direct(functions, dtype, reuse)(*args)
     if reuse:
         return results
     if len(program.outputs) == 1:
         return _as_array(results, xp)
     return [_as_array(r, xp) for r in results]
+
+
+def _floating_dtype(args):
+    """The dtype of the first array of floating-point numbers."""
+    dtypes = [a.dtype for a in args if hasattr(a, "dtype")]
+    return next((d for d in dtypes if d.kind == "f"), None)
 
 
 def _as_array(value, xp):
