@@ -233,13 +233,20 @@ _workspaces: dict[tuple[int, int], tuple[int, Any]] = {}
 
 def _workspace(device: int, stream: int) -> int:
     """Address of the workspace of a stream. Products on one stream follow each other, so that they
-    can share it; those on two streams cannot. Kept alive: captured graphs go on using it."""
+    can share it; those on two streams cannot.
+
+    Kept alive, because captured graphs go on using that of the stream they were captured on. Two
+    graphs of one capture stream share it and must not be replayed at the same time.
+    """
     found = _workspaces.get((device, stream))
     if found is None:
+        from .cuda_memory import allocator
+
         with _lock:
             found = _workspaces.get((device, stream))
-            if found is None:
-                memory = backend.cupy().cuda.alloc(workspace_bytes(device))
+            if found is None:  # from the common pool: that of a graph ends with the graph
+                allocate = allocator(backend.cupy().get_default_memory_pool())
+                memory = allocate(workspace_bytes(device))
                 found = _workspaces[device, stream] = (memory.ptr, memory)
     return found[0]
 

@@ -454,6 +454,30 @@ def test_streams_have_workspaces_of_their_own(cupy):
     assert first != second
 
 
+def test_arrays_of_another_device(cupy, rng):
+    if gg.cuda.device_count() < 2:
+        pytest.skip("needs two devices")
+    x, w, b = random(rng, (4, 300)), random(rng, (3, 300)), random(rng, (3,))
+    with cupy.cuda.Device(1):
+        xd, wd, bd = (cupy.asarray(v) for v in (x, w, b))
+    before = cupy.cuda.runtime.getDevice()
+    results = [cublas.linear(xd, wd), epilogues.affine(xd, wd, bd)]
+    results += epilogues.weight_and_bias(xd, xd)
+    assert cupy.cuda.runtime.getDevice() == before == 0
+    assert all(r.device.id == 1 for r in results)
+    for got, want in zip(results, (x @ w.T, x @ w.T + b, x.T @ x, x.sum(0)), strict=True):
+        close(got, want)
+
+
+def test_a_workspace_outlives_the_pool_it_was_first_needed_in(cupy):
+    a = cupy.ones((4, 4096), np.float32)
+    pool = cupy.cuda.MemoryPool()
+    with cupy.cuda.Stream(non_blocking=True) as stream, cupy.cuda.using_allocator(pool.malloc):
+        out = cublas.matmul(a, a.T)
+        stream.synchronize()
+        assert pool.used_bytes() == -(-out.nbytes // 512) * 512
+
+
 def test_threads_share_handle_and_plans(cupy, rng):
     x, w = random(rng, (16, 24)), random(rng, (8, 24))
     bias = [np.full(8, float(k)) for k in range(4)]
