@@ -82,13 +82,15 @@ SCALAR C op_logaddexp(C a, C b) {
 // NumPy's: the sign of the divisor, the quotient rounded down
 SCALAR C op_remainder(C a, C b) {
   const C r = op_fmod(a, b);
-  if (r == C(0)) return b < C(0) ? -op_abs(r) : op_abs(r);
+  if (r == C(0)) return copysign(C(0), b);
   return (r < C(0)) != (b < C(0)) ? op_add(r, b) : r;
 }
 SCALAR C op_floor_divide(C a, C b) {
-  if (b == C(0)) return a / b;
-  const C quotient = op_div(op_sub(a, op_remainder(a, b)), b);
-  if (quotient == C(0)) return quotient * (a / b) < C(0) ? C(-0.0) : op_abs(quotient);
+  if (b == C(0)) return op_div(a, b);
+  const C r = op_fmod(a, b);
+  C quotient = op_div(op_sub(a, r), b);
+  if (r != C(0) && (r < C(0)) != (b < C(0))) quotient = op_sub(quotient, C(1));
+  if (quotient == C(0)) return copysign(C(0), op_div(a, b));
   const C down = op_floor(quotient);
-  return op_sub(quotient, down) > C(0.5) ? down + C(1) : down;
+  return op_sub(quotient, down) > C(0.5) ? op_add(down, C(1)) : down;
 }

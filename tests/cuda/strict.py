@@ -374,9 +374,9 @@ def _check_overlap(args, out: np.ndarray) -> None:
     """Elements are computed in any order: an input may be the output itself or lie apart."""
     place = (out.ctypes.data, out.strides, out.shape)
     for a in args:
-        if isinstance(a, np.ndarray) and np.shares_memory(a, out):
-            if (a.ctypes.data, a.strides, a.shape) != place:
-                raise Undefined("the output overlaps an input at another offset or stride")
+        shared = isinstance(a, np.ndarray) and np.shares_memory(a, out)
+        if shared and (a.ctypes.data, a.strides, a.shape) != place:
+            raise Undefined("the output overlaps an input at another offset or stride")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -395,9 +395,9 @@ def ufunc_of(name: str):
         out = out[0] if isinstance(out, tuple) else out
         if out is not None and not isinstance(out, ndarray):
             raise TypeError("return arrays must be of type cupy.ndarray")
-        if name in ("floor_divide", "remainder") and np.result_type(*inputs).kind in "iu":
-            if not np.all(inputs[1]):
-                raise Undefined("integer division by zero")
+        divides = name in ("floor_divide", "remainder")
+        if divides and np.result_type(*inputs).kind in "iu" and not np.all(inputs[1]):
+            raise Undefined("integer division by zero")
         return run(ufunc, inputs, kwargs, out)
 
     def at(target, index, values=None):
