@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from ..backend.arrays import _ndarray, array_module, backend_of
+from ..backend.arrays import _ndarray, array_module, backend_of, there
 from ..backend.cupy import when_loaded
 from ..backend.memory import LARGE, exclusive
 from ..backend.numpy import xp as np
@@ -326,7 +326,11 @@ def _sum(a, b):
         return _merge(a, b)
     if a.__class__ is _ndarray and a.nbytes >= LARGE and a.dtype == b.dtype:
         return array_module(a).add(a, b, backend_of(a).empty(a.shape, a.dtype))
-    total = a + b
+    if a.__class__ is _ndarray or isinstance(a, Tensor):
+        total = a + b
+    else:
+        with there(a):
+            total = a + b
     if total.__class__ is a.__class__ or isinstance(total, Tensor):
         return total
     return array_module(a).asarray(total)  # NumPy makes a scalar of two zero-dimensional arrays
@@ -443,7 +447,11 @@ def _accumulate(leaf: Leaf, g, owned: bool) -> None:
     if tensor is None:
         return
     with _accumulating:
-        _add_to_grad(tensor, g, owned)
+        if g.__class__ is _ndarray or isinstance(g, Tensor):
+            _add_to_grad(tensor, g, owned)
+        else:
+            with there(g):
+                _add_to_grad(tensor, g, owned)
     if _post_hooks.data and leaf in _post_hooks:
         for hook in list(_post_hooks[leaf].values()):
             hook(tensor)
@@ -561,7 +569,8 @@ def _seed(tensor: Tensor, gradient):
         array = tensor.array
         if array.__class__ is _ndarray and not array.shape:
             return wrap(_one(array.dtype))
-        return wrap(array_module(array).ones(array.shape, array.dtype))
+        with there(array):
+            return wrap(array_module(array).ones(array.shape, array.dtype))
     if not isinstance(gradient, Tensor):
         gradient = wrap(gradient)
     if gradient.shape != tensor.shape:
