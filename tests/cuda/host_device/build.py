@@ -28,7 +28,7 @@ from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DEVICE_SOURCES = ("system.cpp", "memory.cpp", "streams.cpp", "kernels.cpp")
+DEVICE_SOURCES = ("system.cpp", "memory.cpp", "streams.cpp", "kernels.cpp", "recording.cpp")
 # What is not modelled answers cudaErrorNotSupported or CUBLAS_STATUS_NOT_SUPPORTED.
 CUDA_NOT_SUPPORTED, CUBLAS_NOT_SUPPORTED = 801, 15
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter")

@@ -6,6 +6,7 @@
 //
 //   memory.cpp   allocations, copies      streams.cpp  streams, events, capture, graphs
 //   kernels.cpp  modules, launches        system.cpp   errors, devices, counters, test controls
+//   recording.cpp  launches written to files, for replays
 //
 // Numbers of errors are those of cudaError_t; CUresult uses the same ones for what is used here.
 #pragma once
@@ -13,6 +14,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -153,5 +155,36 @@ struct Allocation {
 
 // The allocation an address lies in, or just behind; null for other memory.
 const Allocation* find_allocation(const void* address);
+
+// ---- kernels.cpp, recording.cpp -----------------------------------------------------------------
+
+struct Parameter {
+  char kind;  // p pointer, i and u integers, f floating point, b bool, s struct
+  size_t size;
+};
+
+using Arguments = std::vector<std::vector<char>>;
+
+struct Launched {
+  std::string module;  // path of the shared object
+  std::string function;
+  std::array<unsigned, 6> grid_and_block;
+  size_t shared;
+  const std::vector<Parameter>* parameters;
+  const Arguments* arguments;
+};
+
+// A launch with the memory it finds and leaves, if a recording is made and wants it: made before
+// the kernel runs, finished after it succeeded.
+class Record {
+ public:
+  explicit Record(const Launched& launched);
+  ~Record();
+  void finish();
+
+ private:
+  struct Content;
+  std::unique_ptr<Content> content_;
+};
 
 }  // namespace host_device

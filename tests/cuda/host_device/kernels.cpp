@@ -9,7 +9,6 @@
 
 #include <dlfcn.h>
 
-#include <array>
 #include <cstdlib>
 #include <cstring>
 
@@ -26,11 +25,7 @@ using Signature = const char* (*)();
 struct Module {
   void* library;
   int device;
-};
-
-struct Parameter {
-  char kind;  // p pointer, i and u integers, f floating point, b bool, s struct
-  size_t size;
+  std::string path;
 };
 
 struct Function {
@@ -38,6 +33,7 @@ struct Function {
   Launch launch;
   std::vector<Parameter> parameters;
   int device;
+  std::string module;
   int dynamic_shared = kStaticShared;  // the most a launch may ask for
 };
 
@@ -88,8 +84,6 @@ int check_shape(const Function& f, const Shape& s) {
   return 0;
 }
 
-using Arguments = std::vector<std::vector<char>>;
-
 int run(const Function& f, const Shape& shape, const Arguments& arguments) {
   count(kKernels);
   std::vector<void*> pointers;
@@ -98,10 +92,13 @@ int run(const Function& f, const Shape& shape, const Arguments& arguments) {
     if (f.parameters[i].kind == 'p')
       if (int error = check_pointer(f, i, *(void* const*)arguments[i].data())) return error;
   }
+  Record record({f.module, f.name, shape.grid_and_block, shape.shared, &f.parameters, &arguments});
   char message[1000] = "";
   if (!f.launch(shape.grid_and_block.data(), shape.shared, pointers.data(), schedule.order,
-                schedule.seed, message, sizeof message))
+                schedule.seed, message, sizeof message)) {
+    record.finish();
     return 0;
+  }
   const bool address = strstr(message, "illegal address");
   return fail(address ? cudaErrorIllegalAddress : cudaErrorLaunchFailure, f.name + ": " + message);
 }
@@ -117,7 +114,7 @@ EXPORT CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   if (strncmp(text, kPrefix, sizeof kPrefix - 1)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
   void* library = dlopen(text + sizeof kPrefix - 1, RTLD_NOW | RTLD_LOCAL);
   if (!library) return (CUresult)fail(CUDA_ERROR_INVALID_IMAGE, dlerror());
-  *module = (CUmodule) new Module{library, current_device};
+  *module = (CUmodule) new Module{library, current_device, text + sizeof kPrefix - 1};
   return CUDA_SUCCESS;
 }
 
@@ -134,7 +131,7 @@ EXPORT CUresult cuModuleGetFunction(CUfunction* function, CUmodule handle, const
   auto signature = (Signature)dlsym(module->library, ("cudacpu_sig_" + symbol).c_str());
   if (!launch || !signature)
     return (CUresult)fail(CUDA_ERROR_NOT_FOUND, "named symbol not found: " + symbol);
-  *function = (CUfunction) new Function{symbol, launch, parse(signature()), module->device};
+  *function = (CUfunction) new Function{symbol, launch, parse(signature()), module->device, module->path};
   return CUDA_SUCCESS;
 }
 

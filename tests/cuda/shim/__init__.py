@@ -10,17 +10,22 @@ from .kernel import (
     Module,
     same_in_every_schedule,
 )
+from .launches import Inside, Launch, Pointer, replay
 
 __all__ = [
     "FORWARD",
     "REVERSE",
     "SCHEDULES",
     "SHUFFLED",
+    "Inside",
     "Kernel",
+    "Launch",
     "Module",
+    "Pointer",
     "ShimError",
     "build",
     "build_all",
     "build_cupy",
+    "replay",
     "same_in_every_schedule",
 ]

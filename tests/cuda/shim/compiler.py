@@ -67,28 +67,32 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
+def runtime_source(threads: bool) -> Path:
+    return HERE / ("threads.cpp" if threads else "fibers.cpp")
+
+
 @cache
-def identity() -> str:
-    """What every object depends on beside its text: the compiler, the header, the runtime."""
-    parts = [f"{path.name}\n{path.read_text()}" for path in sorted(HERE.glob("*.[hc]*"))]
+def identity(threads: bool = False) -> str:
+    """What every object depends on beside its text: the compiler, the headers, the runtime."""
+    files = [*sorted(HERE.glob("*.h")), runtime_source(threads)]
     try:
         version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
     except FileNotFoundError:
         raise ShimError(f"{compiler()} is needed to run kernels on the CPU") from None
-    return "\n".join([version, cuda_headers(), *parts])
+    return "\n".join([version, cuda_headers(), *(f"{f.name}\n{f.read_text()}" for f in files)])
 
 
-def _key(*parts: object) -> str:
-    return hashlib.sha256(repr((identity(), parts)).encode()).hexdigest()[:24]
+def key_of(threads: bool, *parts: object) -> str:
+    return hashlib.sha256(repr((identity(threads), parts)).encode()).hexdigest()[:24]
 
 
 _locks: dict[Path, threading.Lock] = {}
-_locks_lock = threading.Lock()
+_guard = threading.Lock()
 
 
-def _made(target: Path, command: Sequence[str], text: str | None = None) -> Path:
+def made(target: Path, command: Sequence[str], text: str | None = None) -> Path:
     """The file a command makes (its last argument is `-o`), unless it is there already."""
-    with _locks_lock:
+    with _guard:
         lock = _locks.setdefault(target, threading.Lock())
     with lock:
         if target.exists():
@@ -113,24 +117,24 @@ def _made(target: Path, command: Sequence[str], text: str | None = None) -> Path
 
 def runtime(threads: bool = False) -> Path:
     """The shared object with the scheduler: fibers, or one thread of the system per CUDA thread."""
-    source = HERE / ("threads.cpp" if threads else "fibers.cpp")
+    source = runtime_source(threads)
     standard = ("-std=c++20", "-DCUDACPU_THREADS") if threads else ()
-    target = cache_folder() / f"libcudacpu-{_key(source.name)}.so"
+    target = cache_folder() / f"libcudacpu-{key_of(threads, source.name)}.so"
     flags = (*COMMON, *standard, "-O2", "-Wall", "-Wextra", "-Werror", f"-I{cuda_headers()}")
     name = f"-Wl,-soname,{target.name}"
-    return _made(target, [compiler(), *flags, "-shared", name, str(source), "-o"])
+    return made(target, [compiler(), *flags, "-shared", name, str(source), "-o"])
 
 
-def _header(flags: Sequence[str], cupy: bool) -> Path:
+def _header(flags: Sequence[str], threads: bool, cupy: bool) -> Path:
     """The header of this folder (with CuPy's, if asked for), precompiled with these flags."""
     includes = ["cudacpu.h", *(f"cupy/{name}" for name in CUPY_HEADERS if cupy)]
-    source = cache_folder() / f"header-{_key(flags, includes)}.h"
+    source = cache_folder() / f"header-{key_of(threads, flags, includes)}.h"
     if not source.exists():
         partial = source.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         partial.write_text("".join(f'#include "{name}"\n' for name in includes))
         os.replace(partial, source)
     command = [compiler(), "-x", "c++-header", *flags, str(source), "-o"]
-    _made(source.with_name(source.name + ".gch"), command)
+    made(source.with_name(source.name + ".gch"), command)
     return source
 
 
@@ -247,7 +251,17 @@ def build(text: str, options: Sequence[str] = (), threads: bool = False) -> tupl
     if not names:
         raise ShimError("the text has no kernel: no __global__ function that is no template")
     checks = THREADS if threads else CHECKS
-    return _built(translated(text, threads), (*KERNEL, *checks), options, threads), names
+    target = _built(translated(text, threads), (*KERNEL, *checks), options, threads)
+    _keep(text, target.with_suffix(".cu"))
+    return target, names
+
+
+def _keep(text: str, file: Path) -> None:
+    """The text beside its object, for those who find only the object (launches.py)."""
+    if not file.exists():
+        partial = file.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        partial.write_text(text)
+        os.replace(partial, file)
 
 
 def build_cupy(
@@ -278,9 +292,9 @@ def _built(code, flags, options, threads=False, cupy=False) -> Path:
         head, command = '#include "cudacpu.h"\n', []
     else:
         flags = (*flags, *searched)
-        head, command = "", ["-include", str(_header(flags, cupy))]
+        head, command = "", ["-include", str(_header(flags, threads, cupy))]
         searched = []
-    target = cache_folder() / f"kernel-{_key(code, flags, options)}.so"
+    target = cache_folder() / f"kernel-{key_of(threads, code, flags, options)}.so"
     if target.exists():
         return target
     scheduler = runtime(threads)
@@ -288,7 +302,7 @@ def _built(code, flags, options, threads=False, cupy=False) -> Path:
     linked = [str(scheduler), "-Wl,-rpath,$ORIGIN", "-nodefaultlibs", "-lstdc++", "-lm", "-lc"]
     linked += ["-lgcc_s"] + (["-ltsan"] if threads else [])
     front = [compiler(), *flags, *searched, *own, *command, "-shared", "-x", "c++", "-"]
-    return _made(target, [*front, "-x", "none", *linked, "-o"], head + code)
+    return made(target, [*front, "-x", "none", *linked, "-o"], head + code)
 
 
 def build_all(texts: Iterable[str], threads: bool = False, workers: int | None = None) -> list:

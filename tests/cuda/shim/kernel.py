@@ -38,8 +38,8 @@ def parameters(signature: str) -> list[Parameter]:
     return [Parameter(kind, int(size), target, bool(const)) for kind, size, target, const in found]
 
 
-class GuardedArray:
-    """A copy of an array that ends at an inaccessible page, at a multiple of 16 bytes.
+class GuardedBytes:
+    """Memory that ends at an inaccessible page, as closely as its address modulo 16 allows.
 
     What lies before it, and the few bytes between its end and the page, is poison that must stay.
     """
@@ -47,30 +47,27 @@ class GuardedArray:
     _libc = ctypes.CDLL(None, use_errno=True)
     _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-    def __init__(self, array: np.ndarray, alignment: int = 16):
-        page = mmap.PAGESIZE
-        rest = -array.nbytes % alignment
-        inner = (array.nbytes + rest + page - 1) // page * page
-        self.array = array
+    def __init__(self, content: bytes, phase: int = 0):
+        page, size = mmap.PAGESIZE, len(content)
+        rest = -(size + phase) % 16
+        inner = (size + rest + page - 1) // page * page
         self.memory = mmap.mmap(-1, inner + 2 * page)
         whole = np.frombuffer(self.memory, np.uint8)
         for guard in (0, page + inner):
             self._libc.mprotect(whole.ctypes.data + guard, page, 0)
         end = page + inner - rest
-        self.before = whole[page : end - array.nbytes]
-        self.bytes = whole[end - array.nbytes : end]
+        self.before = whole[page : end - size]
+        self.bytes = whole[end - size : end]
         self.after = whole[end : page + inner]
         self.before[:] = self.after[:] = _POISON
-        self.bytes[:] = np.frombuffer(array.tobytes(), np.uint8)
+        self.bytes[:] = np.frombuffer(content, np.uint8)
         self.address = self.bytes.ctypes.data
 
-    def result(self) -> None:
-        """Puts the bytes into the array again; ShimError if any around them was written."""
-        if self.array.nbytes and self.array.flags.writeable:
-            self.array[...] = self.bytes.view(self.array.dtype).reshape(self.array.shape)
+    def check(self) -> None:
+        """ShimError if bytes around the memory were written."""
         for name, poison in (("before the start", self.before), ("after the end", self.after)):
             if not (poison == _POISON).all():
-                raise ShimError(f"wrote {name} of an array of {self.array.nbytes} bytes")
+                raise ShimError(f"wrote {name} of an array of {self.bytes.nbytes} bytes")
 
 
 class Module:
@@ -111,12 +108,21 @@ class Kernel:
                 f"{self.name} takes {len(self.parameters)} arguments, not {len(args)}: "
                 + ", ".join(map(str, self.parameters))
             )
-        guarded: dict[int, GuardedArray] = {}
+        guarded: dict[int, tuple[np.ndarray, GuardedBytes]] = {}
         values = [
             self._argument(i, argument, parameter, guarded)
             for i, (argument, parameter) in enumerate(zip(args, self.parameters))
         ]
-        addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        self.raw(grid, block, values, shared, order, seed)
+        for array, memory in guarded.values():
+            memory.check()
+            if array.flags.writeable:
+                array[...] = memory.bytes.view(array.dtype).reshape(array.shape)
+
+    def raw(self, grid, block, values: Sequence[bytes], shared=0, order=FORWARD, seed=0) -> None:
+        """A launch with the bytes of every argument; pointers are addresses in this process."""
+        stored = [ctypes.create_string_buffer(v, len(v)) for v in values]
+        addresses = (ctypes.c_void_p * len(stored))(*(ctypes.addressof(v) for v in stored))
         shape = (ctypes.c_uint * 6)(*_three(grid), *_three(block))
         message = ctypes.create_string_buffer(1000)
         failed = self._launch(
@@ -124,17 +130,14 @@ class Kernel:
         )
         if failed:
             raise ShimError(f"{self.name}: {message.value.decode(errors='replace')}")
-        for array in guarded.values():
-            array.result()
 
-    def _argument(self, i: int, value, wanted: Parameter, guarded: dict):
+    def _argument(self, i: int, value, wanted: Parameter, guarded: dict) -> bytes:
         """The bytes of an argument, checked against the parameter."""
         if isinstance(value, np.ndarray) and wanted.kind == "p":
             self._check_array(i, value, wanted)
-            array = guarded.get(id(value))
-            if array is None:
-                array = guarded[id(value)] = GuardedArray(value)
-            return ctypes.c_void_p(array.address)
+            if id(value) not in guarded:
+                guarded[id(value)] = (value, GuardedBytes(value.tobytes()))
+            return np.uint64(guarded[id(value)][1].address).tobytes()
         if isinstance(value, bool):
             value = np.bool_(value)
         elif isinstance(value, int):
@@ -148,7 +151,7 @@ class Kernel:
         if not fits:
             given = value.dtype if hasattr(value, "dtype") else type(value).__name__
             raise ShimError(f"argument {i} of {self.name} is {wanted}, not {given}")
-        return ctypes.create_string_buffer(value.tobytes(), value.nbytes)
+        return value.tobytes()
 
     def _check_array(self, i: int, array: np.ndarray, wanted: Parameter) -> None:
         if not array.flags.c_contiguous:

@@ -5,37 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from . import compiler
+from .launches import Launch, Pointer, pack
 
 _NO_RANDOM_ADDRESSES = 0x0040000  # ADDR_NO_RANDOMIZE: older ThreadSanitizers need fixed addresses
-
-
-class Pointer(NamedTuple):
-    """An argument that points into a buffer."""
-
-    buffer: int
-    offset: int = 0
-
-
-class Launch(NamedTuple):
-    """All of a launch: pointers into buffers, other arguments as the bytes of their values."""
-
-    text: str
-    function: str
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
-    buffers: Sequence[np.ndarray]
-    arguments: Sequence[Pointer | bytes]
-    shared: int = 0
 
 
 def check(launches: Sequence[Launch], timeout: float = 600) -> list[str]:
@@ -50,7 +28,7 @@ def check(launches: Sequence[Launch], timeout: float = 600) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{i:06}") for i in range(len(launches))]
         for file, launch, (module, _) in zip(files, launches, built):
-            file.write_bytes(_packed(launch, module))
+            file.write_bytes(pack(launch, module))
         return _run(files, timeout)
 
 
@@ -76,38 +54,12 @@ def _run(files: Sequence[Path], timeout: float) -> list[str]:
     return reports
 
 
-def _packed(launch: Launch, module: Path) -> bytes:
-    """The file that race_check.cpp describes."""
-    pieces: list[bytes] = []
-
-    def number(*values: int) -> None:
-        pieces.append(struct.pack(f"<{len(values)}q", *values))
-
-    def sized(content: bytes) -> None:
-        number(len(content))
-        pieces.append(content)
-
-    sized(os.fsencode(module))
-    sized(launch.function.encode())
-    number(*(*launch.grid, 1, 1)[:3], *(*launch.block, 1, 1)[:3], launch.shared)
-    number(len(launch.buffers))
-    for buffer in launch.buffers:
-        sized(buffer.tobytes())
-    number(len(launch.arguments))
-    for argument in launch.arguments:
-        if isinstance(argument, Pointer):
-            number(argument.buffer, argument.offset)
-        else:
-            number(-1)
-            sized(argument)
-    return b"".join(pieces)
-
-
 def _driver() -> Path:
     source = compiler.HERE / "race_check.cpp"
     flags = ["-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-fsanitize=thread"]
-    target = compiler.cache_folder() / f"race_check-{compiler._key(flags)}"
-    made = compiler._made(target, [compiler.compiler(), *flags, str(source), "-ldl", "-o"])
+    key = compiler.key_of(True, flags, source.read_text())
+    target = compiler.cache_folder() / f"race_check-{key}"
+    made = compiler.made(target, [compiler.compiler(), *flags, str(source), "-ldl", "-o"])
     made.chmod(0o755)
     return made
 
@@ -122,3 +74,6 @@ def available() -> bool:
         return subprocess.run([str(_driver())], preexec_fn=_fixed_addresses).returncode == 0
     except (compiler.ShimError, OSError):
         return False
+
+
+__all__ = ["Launch", "Pointer", "available", "check"]

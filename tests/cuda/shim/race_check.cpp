@@ -1,10 +1,6 @@
 // race_check FILE...: runs launches written by race.py, in modules built for ThreadSanitizer.
 //
-// A file holds, as 64-bit numbers unless said otherwise: the length of the module's path and the
-// path, the same for the kernel's name, the grid's and the block's extents and the bytes of dynamic
-// shared memory, the number of buffers and for each its length and contents, the number of
-// arguments and for each a buffer (or -1), then an offset in it, or the length and bytes of a
-// value.
+// ../host_device/recording.cpp says what a file holds.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -41,23 +37,22 @@ class Reader {
   std::ifstream file_;
 };
 
+// Never freed: the next launch gets memory of its own, about which nothing is known.
 char* read_buffer(Reader& in) {
-  const auto size = (size_t)in.number();
-  auto* buffer = (char*)aligned_alloc(512, (size + 1023) / 512 * 512);
-  in.bytes(buffer, size);
-  return buffer;
+  const auto size = (size_t)in.number(), phase = (size_t)in.number();
+  auto* memory = (char*)aligned_alloc(512, (size + phase + 1023) / 512 * 512);
+  in.bytes(memory + phase, size);
+  return memory + phase;
 }
 
 std::vector<char> read_argument(Reader& in, const std::vector<char*>& buffers) {
-  const int64_t buffer = in.number(), count = in.number();
-  std::vector<char> value((size_t)(buffer < 0 ? count : (int64_t)sizeof(char*)));
+  const int64_t buffer = in.number();
   if (buffer < 0) {
-    in.bytes(value.data(), value.size());
-  } else {
-    char* address = buffers[(size_t)buffer] + count;
-    memcpy(value.data(), &address, sizeof address);
+    const std::string value = in.text();
+    return {value.begin(), value.end()};
   }
-  return value;
+  char* address = buffers[(size_t)buffer] + in.number();
+  return {(char*)&address, (char*)(&address + 1)};
 }
 
 [[noreturn]] void missing() {
@@ -81,6 +76,13 @@ void run(const char* path) {
   for (char*& buffer : buffers) buffer = read_buffer(in);
   std::vector<std::vector<char>> values((size_t)in.number());
   for (auto& value : values) value = read_argument(in, buffers);
+  for (int64_t i = in.number(); i > 0; --i) {  // pointers inside of memory or arguments
+    const int64_t at = in.number(), offset = in.number();
+    char* place = (at < 0 ? values[(size_t)(-1 - at)].data() : buffers[(size_t)at]) + offset;
+    char* target = buffers[(size_t)in.number()];
+    target += in.number();
+    memcpy(place, &target, sizeof target);
+  }
   std::vector<void*> arguments;
   for (auto& value : values) arguments.push_back(value.data());
   void* library = dlopen(module.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -91,7 +93,6 @@ void run(const char* path) {
     fprintf(stderr, "cudacpu: %s\n", message);
     exit(3);
   }
-  for (char* buffer : buffers) free(buffer);
 }
 
 }  // namespace
