@@ -16,6 +16,10 @@ class OutOfMemoryError(RuntimeError):
     """An allocation did not fit in the memory of its device."""
 
 
+class LinAlgError(RuntimeError):
+    """A matrix has no inverse, solution or factor."""
+
+
 class DeviceError(RuntimeError):
     """A device that was asked for is missing, or operands are on different devices."""
 

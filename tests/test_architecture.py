@@ -22,7 +22,7 @@ LAYERS = (
     {"ops"},
     {"tensor", "autograd", "eager", "creation", "random", "foreach", "custom", "tree", "cuda"}
     | {"backends"},
-    {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol"},
+    {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol", "linalg"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},
 )
