@@ -29,7 +29,8 @@ def set_device(device: Any) -> None:
     """Make a CUDA device the current one of this thread; negative numbers change nothing."""
     if isinstance(device, int) and device < 0:
         return
-    backend.cupy().cuda.Device(index_of(device)).use()
+    index = index_of(device)
+    backend.cupy().cuda.Device(index).use()
 
 
 class device:

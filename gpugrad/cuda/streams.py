@@ -237,4 +237,5 @@ def current_stream(device: Any = None) -> Stream:
 
 def default_stream(device: Any = None) -> Stream:
     """The stream that is the current one until another is chosen."""
-    return _wrapped(backend.cupy().cuda.Stream.null, index_of(device))
+    index = index_of(device)
+    return _wrapped(backend.cupy().cuda.Stream.null, index)
