@@ -248,8 +248,3 @@ EXPORT int host_device_submit(void* stream, const char* name, int (*run)(void*),
     return run(keep.get());
   });
 }
-
-EXPORT int fake_submit(void* stream, const char* name, int (*run)(void*), void* argument,
-                       void (*release)(void*)) {  // until cublaslt.cpp says host_device_submit
-  return host_device_submit(stream, name, run, argument, release);
-}
