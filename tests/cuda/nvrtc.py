@@ -43,8 +43,8 @@ class Compiled(NamedTuple):
 
     @property
     def warnings(self) -> list[str]:
-        """Each with the source line it shows."""
-        pattern = r"^.*\bwarning\b.*(?:\n[ \t]+.*){0,4}"
+        """Each with the source line it shows; but not that sm_70 will be dropped."""
+        pattern = r"^(?!Remark:|.*are deprecated).*\bwarning\b.*(?:\n[ \t]+.*){0,4}"
         return [w.rstrip() for w in re.findall(pattern, self.log, re.MULTILINE)]
 
     @property
@@ -165,7 +165,6 @@ def _by_cuda_12(text: str, arch: str) -> Compiled:
     options = [
         *cuda_module.OPTIONS,
         f"-arch={arch}",
-        "-Wno-deprecated-gpu-targets",
         *(f"-I{folder}" for folder in cuda_module.include_folders()),
         VERBOSE,
     ]
