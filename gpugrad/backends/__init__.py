@@ -1,5 +1,5 @@
 """What the libraries under gpugrad may do: ``gpugrad.backends``, as ``torch.backends``."""
 
-from . import cuda
+from . import cuda, cudnn
 
-__all__ = ["cuda"]
+__all__ = ["cuda", "cudnn"]
