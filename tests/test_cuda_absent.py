@@ -36,7 +36,9 @@ def fake_cupy(version="14.2.0", driver=0, built=13020, devices=0):
     module = types.ModuleType("cupy")
     module.__version__ = version
     module.ndarray = type("ndarray", (), {})
-    module.cuda = types.SimpleNamespace(runtime=FakeRuntime(driver, built, devices))
+    module.cuda = types.SimpleNamespace(
+        runtime=FakeRuntime(driver, built, devices), get_current_stream=None
+    )
     return module
 
 
