@@ -14,6 +14,7 @@ name = "cupy"
 _module = None  # CuPy, once it has been found good
 _ndarray = None  # its array class
 _get_device = None
+_current_stream = None
 _devices: list[device] = []  # the devices there are, by number
 
 _HERE = nullcontext()
@@ -26,7 +27,7 @@ def cupy():
 
 def _begin():
     """Load CuPy, have its allocations noted and look which devices there are."""
-    global _module, _ndarray, _get_device
+    global _module, _ndarray, _get_device, _current_stream
     from . import cuda_memory, cuda_setup  # not before CUDA is asked for
 
     module = cuda_setup.load()
@@ -34,6 +35,7 @@ def _begin():
     if count:
         cuda_memory.install(module)
         _get_device = module.cuda.runtime.getDevice
+        _current_stream = module.cuda.get_current_stream
         _devices[:] = [device("cuda", n) for n in range(count)]
     _ndarray, _module = module.ndarray, module
     for note in _interested:
@@ -120,6 +122,11 @@ def require(d: device) -> device:
 def current_device() -> int:
     """Number of the current CUDA device."""
     return _get_device() if _devices else cupy().cuda.runtime.getDevice()
+
+
+def current_stream():
+    """CuPy's current stream of the current device in this thread."""
+    return _current_stream()
 
 
 def device_of(array) -> device:

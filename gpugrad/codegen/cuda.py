@@ -332,10 +332,8 @@ class _Plan:
     """How to launch a program for arguments of certain shapes, strides and dtypes."""
 
     __slots__ = (
-        "blocks",
         "dtypes",
-        "empty",
-        "kernel",
+        "launches",
         "ndarray",
         "numbers",
         "positions",
@@ -351,37 +349,56 @@ class _Plan:
         self.positions, self.numbers = operands.positions, operands.numbers
         boolean = np.dtype(bool)
         self.dtypes = [boolean if e.op in BOOLEAN else operands.dtype for e in program.outputs]
-        self.empty = 0 in operands.shape
         self.sizes = layout.parameters(variant.pattern)
-        packs = -(-layout.inner // variant.lanes) * math.prod(layout.rows)
-        self.blocks = (max(1, min(-(-packs // BLOCK), _MOST_BLOCKS)),)
         self.ndarray = backend.cupy().ndarray
-        self.kernel = kernel_for(program, variant)
+        self.launches: dict[int, cuda_module.Prepared] = {}  # by device
         # for arrays that do not begin at a multiple of 16 bytes
         self.unaligned: _Plan | None = None
         if variant.lanes > 1:
             self.unaligned = _Plan(program, variant._replace(lanes=1), operands, layout)
+        kernel_for(program, variant)  # Unsupported, if it is
+
+    @property
+    def blocks(self) -> int:
+        inner, *rows = self.sizes[: 1 + self.variant.rows]
+        packs = -(-inner // self.variant.lanes) * math.prod(rows)
+        return max(1, min(-(-packs // BLOCK), _MOST_BLOCKS))
 
     def __call__(self, args: Sequence) -> list | None:
         arrays = [args[k] for k in self.positions]
-        with backend.on_device_of(arrays[0]):
-            outputs = [self.ndarray(self.shape, dtype) for dtype in self.dtypes]
-            if self.empty:
-                return outputs
-            plan = self
-            if self.unaligned is not None:
-                for a in arrays:
-                    if a.data.ptr % PACK:
-                        plan = self.unaligned
-            numbers = [float(args[k]) for k in self.numbers]
-            try:
-                plan.kernel(plan.blocks, (BLOCK,), (*arrays, *numbers, *outputs, *plan.sizes))
-            except KernelError as error:
-                cuda_module.report(error, " ".join(self.program.steps))
-                self.program.cuda_plans.clear()
-                self.program.cuda_plans = _NoPlans()
-                return None
+        if backend.several():
+            with backend.on_device_of(arrays[0]):
+                return self._run(arrays, args)
+        return self._run(arrays, args)
+
+    def _run(self, arrays: list, args: Sequence) -> list | None:
+        outputs = [self.ndarray(self.shape, dtype) for dtype in self.dtypes]
+        if not outputs[0].size:
+            return outputs
+        plan = self
+        if self.unaligned is not None:
+            for a in arrays:
+                if a.data.ptr % PACK:
+                    plan = self.unaligned
+        launch = plan.launches.get(outputs[0].data.device_id) or plan._prepare()
+        if launch is None:
+            return None
+        launch(arrays, [args[k] for k in self.numbers], outputs)
         return outputs
+
+    def _prepare(self) -> cuda_module.Prepared | None:
+        """Compile for the current device; None and a report if that fails."""
+        try:
+            launch = cuda_module.prepare(
+                kernel_for(self.program, self.variant), self.blocks, BLOCK, len(self.numbers),
+                self.sizes,
+            )  # fmt: skip
+        except KernelError as error:
+            cuda_module.report(error, " ".join(self.program.steps))
+            self.program.cuda_plans = _NoPlans()
+            return None
+        self.launches[launch.device] = launch
+        return launch
 
 
 class _NoPlans(dict):

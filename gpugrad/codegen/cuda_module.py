@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from ..config import settings
 from ..errors import KernelError
 
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
+GRANTED = 48 << 10  # bytes of shared memory a kernel may have without asking for it
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"[^\n]*$', re.MULTILINE)
 
 
@@ -83,29 +86,103 @@ class Launcher:
     (a struct by value).
     """
 
-    __slots__ = ("_functions", "function", "text")
+    __slots__ = ("_functions", "_shared", "function", "text")
 
     def __init__(self, text: str, function: str):
         self.text, self.function = text, function
-        self._functions: dict[int, Callable] = {}  # by device
+        self._functions: dict[int, Any] = {}  # by device
+        self._shared = GRANTED
+
+    def on(self, device: int):
+        """CuPy's function on a device, compiled now if it has not been."""
+        kernel = self._functions.get(device)
+        if kernel is None:
+            module = _module(self.text, device)
+            kernel = self._functions[device] = module.get_function(self.function)
+            if self._shared > GRANTED:
+                self._allow(self._shared)
+        return kernel
 
     def __call__(self, grid: tuple, block: tuple, args: Sequence, shared: int = 0) -> None:
         device = backend.current_device()
-        kernel = self._functions.get(device)
-        if kernel is None:
-            kernel = self._functions[device] = _function(self.text, self.function, device, shared)
+        kernel = self._functions.get(device) or self.on(device)
+        if shared > self._shared:
+            self._allow(shared)
         kernel(grid, block, args, shared)
 
-
-def _function(text: str, name: str, device: int, shared: int):
-    module = _module(text, device)
-    function = module.get_function(name)
-    if shared > 48 << 10:  # beyond what every device grants
+    def _allow(self, shared: int) -> None:
+        """More shared memory than every device grants without being asked."""
         from cupy_backends.cuda.api import driver
 
         attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        driver.funcSetAttribute(function.ptr, attribute, shared)
-    return function
+        for kernel in self._functions.values():
+            driver.funcSetAttribute(kernel.ptr, attribute, shared)
+        self._shared = shared
+
+
+class Prepared:
+    """A kernel with a fixed grid and fixed last arguments, to be launched again and again.
+
+    ``prepared(arrays, numbers)`` takes what changes. The host's part is a third of that of CuPy's
+    own launch, which makes an object for every argument.
+    """
+
+    __slots__ = ("block", "device", "fixed", "grid", "kernel", "launcher", "numbers", "slots")
+
+    def __init__(
+        self, launcher: Launcher, device: int, blocks: int, block: int, numbers: int, fixed
+    ):
+        self.launcher, self.device, self.grid, self.block = launcher, device, blocks, block
+        self.numbers, self.fixed = numbers, tuple(fixed)
+        self.kernel = launcher.on(device)
+        self.slots: list = []  # tables of arguments that no launch is using
+
+    def __call__(self, arrays: Sequence, numbers: Sequence[float], outputs: Sequence) -> None:
+        slot = self.slots.pop() if self.slots else self._slot(len(arrays), len(outputs))
+        places, values, address, _ = slot
+        k = 0
+        for a in arrays:
+            places[k] = a.data.ptr
+            k += 1
+        for a in outputs:
+            places[k] = a.data.ptr
+            k += 1
+        if numbers:
+            values[:] = array("d", numbers)
+        stream = backend.current_stream().ptr
+        try:
+            _launch(self.kernel.ptr, self.grid, 1, 1, self.block, 1, 1, 0, stream, address, 0)
+        except RuntimeError:  # a thread's first call, which has no context yet: CuPy's way makes it
+            grid, block = (self.grid,), (self.block,)
+            self.kernel(grid, block, (*arrays, *numbers, *outputs, *self.fixed))
+        self.slots.append(slot)
+
+    def _slot(self, arrays: int, outputs: int) -> tuple:
+        """Memory for the arguments, and the table of their addresses that the driver reads.
+
+        Their order is that of the kernel: arrays, numbers, outputs, fixed ones.
+        """
+        places = array("q", [0] * (arrays + outputs) + list(self.fixed))
+        values = array("d", [0.0] * self.numbers)
+        first, of_numbers = places.buffer_info()[0], values.buffer_info()[0]
+        where = [first + 8 * k for k in range(arrays)]
+        where += [of_numbers + 8 * k for k in range(self.numbers)]
+        where += [first + 8 * k for k in range(arrays, len(places))]
+        table = array("q", where)
+        return places, values, table.buffer_info()[0], table
+
+
+_launch: Any = None  # the driver's cuLaunchKernel, once CuPy is there
+
+
+def prepare(launcher: Launcher, blocks: int, block: int, numbers: int, fixed) -> Prepared:
+    """A ``Prepared`` for the current device."""
+    global _launch
+    if _launch is None:
+        from cupy_backends.cuda.api import driver
+
+        _launch = driver.launchKernel
+    return Prepared(launcher, backend.current_device(), blocks, block, numbers, fixed)
 
 
 @cache

@@ -132,7 +132,7 @@ def test_offsets_of_64_bits_compute_the_same(rng):
     wide = plan.variant._replace(wide=True)
     out = cupy.empty((6, 10), "float32")
     kernel = cuda.kernel_for(program, wide)
-    kernel(plan.blocks, (cuda.BLOCK,), (a, b, out, *plan.sizes))
+    kernel((plan.blocks,), (cuda.BLOCK,), (a, b, out, *plan.sizes))
     np.testing.assert_array_equal(out.get(), (a * b).get())
 
 
