@@ -38,7 +38,7 @@ def cast(value, dtype):
 
 
 def tensors(op, args, device):
-    """Arguments as tensors on a device; floating-point ones that can have gradients require them."""
+    """Arguments as tensors on a device; those that can have gradients require them."""
     made = []
     for i, value in enumerate(args):
         if isinstance(value, np.ndarray):
