@@ -708,24 +708,32 @@ def _new_plan(key: tuple, make, a, b) -> Plan | None:
         except Unsupported as error:
             plan = None
             if "+" not in key[0]:  # an epilogue has a way without it, equal in everything but time
-                _report(f"cuBLASLt has no algorithm for {error}")
+                _report(a.dtype.name, f"cuBLASLt has no algorithm for {error}")
         except NoLibrary as error:
             plan = None
-            _report(str(error))
+            _report("library", str(error))
     if len(_plans) >= _MOST_PLANS:
         _plans.clear()
     _plans[key] = plan
     return plan
 
 
-@cache
-def _report(message: str) -> None:
-    """Say once that CuPy computes instead."""
-    warnings.warn(f"{message}; CuPy's cuBLAS computes it, which cannot be captured", stacklevel=2)
+_reported: set[str] = set()
+
+
+def _report(about: str, message: str) -> None:
+    """Say that CuPy computes instead, once for a library that is missing and for each dtype."""
+    if about not in _reported:
+        _reported.add(about)
+        warnings.warn(
+            f"{message}; CuPy's cuBLAS computes it, which cannot be captured", stacklevel=2
+        )
 
 
 def _find(kind: str, make, a, b, more: int = 0) -> Plan | None:
     if a.__class__ is not _array and not (_array is None and _begin()):
+        return None
+    if not settings.cuda_kernels:
         return None
     key = _key(kind, a, b, more)
     plan = _plans.get(key, _MISSING)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from math import prod
 from typing import Any, NamedTuple
 
-from ..config import settings
 from . import cublas
 from . import cupy as backend
 from .cublas import BIAS_ALIGNMENT
@@ -87,8 +86,6 @@ def weight_and_bias(g, x):
 
     ``g`` is (..., out), ``x`` (..., in): the gradients of a layer's weight and bias.
     """
-    if not settings.cuda_kernels:
-        return None
     plan = cublas._find("weight+bgradb", _plan_weight_and_bias, g, x)
     if plan is None or plan.problem is None:
         return None

@@ -538,20 +538,43 @@ def test_status_names():
     assert "unknown" in cublas.status_name(99)
 
 
-def test_a_missing_library_is_reported_once(cupy, monkeypatch):
-    monkeypatch.setattr(cublas, "_plans", {})
-    monkeypatch.setattr(cublas, "_handles", {})
-    monkeypatch.setenv("GPUGRAD_CUBLASLT", "/nowhere/libcublasLt.so")
+@pytest.fixture
+def anew(monkeypatch):
+    """cuBLASLt as if nothing had been asked of it."""
+    for name, empty in (("_plans", {}), ("_handles", {}), ("_reported", set())):
+        monkeypatch.setattr(cublas, name, empty)
     cublas._library.cache_clear()
-    cublas._report.cache_clear()
+    yield
+    cublas._library.cache_clear()
+
+
+def test_a_missing_library_is_reported_once(cupy, monkeypatch, anew):
+    monkeypatch.setenv("GPUGRAD_CUBLASLT", "/nowhere/libcublasLt.so")
+    a = gg.ones(2, 3, device="cuda")
+    with pytest.warns(UserWarning, match="GPUGRAD_CUBLASLT"):
+        assert (a @ a.T).tolist() == [[3.0, 3.0], [3.0, 3.0]]
+    assert (gg.nn.functional.linear(a, a)).tolist() == [[3.0, 3.0], [3.0, 3.0]]
+
+
+def test_what_has_no_algorithm_is_reported_once_for_each_dtype(cupy, anew, host_device):
+    library = cublas._library()
+    library.host_cublaslt_refuse(1)
     try:
         a = gg.ones(2, 3, device="cuda")
-        with pytest.warns(UserWarning, match="GPUGRAD_CUBLASLT"):
+        with pytest.warns(UserWarning, match=r"no algorithm for \(2, 3\) @ \(3, 2\) in float32"):
             assert (a @ a.T).tolist() == [[3.0, 3.0], [3.0, 3.0]]
-        assert (gg.nn.functional.linear(a, a)).tolist() == [[3.0, 3.0], [3.0, 3.0]]
+        assert (a.T @ a).shape == (3, 3)
     finally:
-        cublas._library.cache_clear()
-        cublas._report.cache_clear()
+        library.host_cublaslt_refuse(0)
+
+
+def test_without_kernels_cupy_computes(cupy, monkeypatch):
+    monkeypatch.setattr(gg.config.settings, "cuda_kernels", False)
+    a = cupy.ones((2, 3))
+    assert cublas.matmul(a, a.T) is None and epilogues.affine(a, a, a[:, 0].copy()) is None
+    assert epilogues.weight_and_bias(a, a) is None
+    x = gg.as_tensor(a)
+    assert (x @ x.T).tolist() == [[3.0, 3.0], [3.0, 3.0]]
 
 
 # Each is a mistake in the code above the library; the stand-in or the values must show it.

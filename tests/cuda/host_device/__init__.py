@@ -3,7 +3,8 @@
 ``activate()`` before CuPy is imported; then ``import cupy`` and ``device="cuda"`` work: two devices
 with 4 GiB each, streams, events, stream capture, graphs, pinned memory, kernels compiled by g++
 (tests/cuda/shim) and a cuBLAS. What cannot run here is the machine code inside NVIDIA's libraries
-and CuPy's wheel: cuFFT, cuSOLVER, cuRAND, cuSPARSE, CUB; sorting is NumPy's (``sorting.py``).
+and CuPy's wheel: cuFFT, cuSOLVER, cuRAND, cuSPARSE, CUB; sorting (``sorting.py``) and factors of
+matrices (``solving.py``) are NumPy's.
 
 What it adds to a GPU: ``counters()`` of launches, allocations, copies and waits; ``watch`` for who
 makes them; fresh device memory is poisoned and ends at a guard page; ``deferred()`` runs queued
@@ -54,6 +55,9 @@ def activate() -> None:
     from . import compiling
 
     compiling.install()
+    from . import solving
+
+    solving.install()
 
 
 def _open(path) -> ctypes.CDLL:
