@@ -487,6 +487,27 @@ lib = types.SimpleNamespace(
 )
 
 
+def _of_linalg(name):
+    """A function of cupy.linalg; where NumPy raises, cuSOLVER leaves NaN and tells nobody."""
+
+    def computed(*arrays):
+        values = [inside(a) for a in arrays]
+        try:
+            result = getattr(np.linalg, name)(*values)
+        except np.linalg.LinAlgError:
+            result = np.full_like(values[-1], np.nan)
+        if isinstance(result, tuple):
+            return tuple(wrap(np.asarray(part)) for part in result)
+        return wrap(np.asarray(result))
+
+    return computed
+
+
+linalg = types.SimpleNamespace(
+    **{name: _of_linalg(name) for name in ("inv", "solve", "det", "slogdet", "cholesky")}
+)
+
+
 class Device:
     """The one device."""
 
@@ -554,7 +575,7 @@ module = types.ModuleType("cupy")  # with CuPy's name, by which gpugrad knows it
 module.__class__ = _Module
 for _name in (
     "ndarray", "array", "asarray", "ascontiguousarray", "empty", "empty_like", "asnumpy", "cuda",
-    "lib",
+    "lib", "linalg",
 ):  # fmt: skip
     setattr(module, _name, globals()[_name])
 module.__version__ = "14.2.0"
