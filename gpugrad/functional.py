@@ -16,6 +16,7 @@ from .dtypes import is_floating
 from .eager import elementwise
 from .functions import flatten as flatten
 from .functions import log_softmax, overwrite, sigmoid, softmax, tanh
+from .ops import attention as attention_ops
 from .ops import elementwise as e
 from .ops import index as index_ops
 from .ops import linalg, shape
@@ -973,6 +974,20 @@ def _causal_mask(rows: int, columns: int, device) -> Tensor:
     return functions.tril(creation.ones(rows, columns, device=device)) == 1
 
 
+def _one_operation(query, key, value, mask) -> bool:
+    """Whether attention is an operation of these arguments: nothing is broadcast or converted but a
+    mask, which needs no gradient."""
+    q, k, v = query.shape, key.shape, value.shape
+    return (
+        query.dtype == key.dtype == value.dtype
+        and len(q) == len(k) == len(v) >= 2
+        and q[:-2] == k[:-2] == v[:-2]
+        and q[-1] == k[-1]
+        and k[-2] == v[-2]
+        and (mask is None or (mask.is_cuda and not mask.requires_grad and mask.ndim <= len(q)))
+    )
+
+
 def scaled_dot_product_attention(
     query,
     key,
@@ -985,13 +1000,16 @@ def scaled_dot_product_attention(
     """``softmax(query @ key.T * scale + mask) @ value`` over the last two dimensions. Source:
     Vaswani et al., 2017."""
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if is_causal and attn_mask is not None:
+        raise RuntimeError(
+            "scaled_dot_product_attention: explicit attn_mask should not be set when "
+            "is_causal=True"
+        )
+    if query.is_cuda and dropout_p == 0.0 and _one_operation(query, key, value, attn_mask):
+        mask = () if attn_mask is None else (attn_mask,)
+        return attention_ops.attention(query, key, value, *mask, scale=scale, causal=is_causal)
     scores = functions.matmul(query * scale, functions.transpose(key, -2, -1))
     if is_causal:
-        if attn_mask is not None:
-            raise RuntimeError(
-                "scaled_dot_product_attention: explicit attn_mask should not be set when "
-                "is_causal=True"
-            )
         attn_mask = _causal_mask(*scores.shape[-2:], query.device)
     if attn_mask is not None:
         if attn_mask.dtype.kind == "b":
