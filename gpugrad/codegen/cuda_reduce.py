@@ -36,7 +36,7 @@ _INTEGERS = {
 _TYPES = {**_INTEGERS, **TYPES}
 # C++ name of an operation, the dtypes it takes besides floating ones, and its result (None: the
 # dtype of the elements).
-_OPERATIONS = {
+OPERATIONS = {
     "sum": ("SumOf", ("bool", "int8", "int16", "int32", "int64"), None),
     "mean": ("MeanOf", (), None),
     "max": ("MaxOf", tuple(_INTEGERS), None),
@@ -97,17 +97,27 @@ class _Layout(NamedTuple):
 # calls
 
 
-def reduce(operation: str, x, axes, shape: tuple[int, ...]):
-    """A reduction of a CuPy array over ``axes`` (None: all) to ``shape``, which lacks them or has ones
-    there; None where CuPy must compute it."""
+def reduce(operation: str, x, axes, keepdims: bool):
+    """A reduction of a CuPy array over ``axes`` (a tuple, None for all); None where CuPy must
+    compute it."""
     if not settings.cuda_kernels:
         return None
-    plan = _plan(operation, x.dtype, x.shape, x.strides, axes)
+    return _run(operation, x, _plan(operation, x.dtype, x.shape, x.strides, axes, keepdims))
+
+
+def sum_to(x, shape: tuple[int, ...]):
+    """The sum over the axes that broadcasting ``shape`` to ``x.shape`` added or stretched."""
+    if x.shape == shape or not settings.cuda_kernels:
+        return None
+    return _run("sum", x, _plan_of_sum_to(x.dtype, x.shape, x.strides, shape))
+
+
+def _run(operation: str, x, plan: tuple | None):
     if plan is None:
         return None
-    dtype, mask, aligned, unaligned = plan
-    out = backend.empty(shape, dtype)
+    shape, dtype, mask, aligned, unaligned = plan
     launches = unaligned if x.data.ptr & mask else aligned
+    out = backend.empty(shape, dtype)
     try:
         if len(launches) > 1:
             launch, grid, block, sizes, size, state = launches[0]
@@ -138,26 +148,39 @@ def _sum_of_parts(shape: tuple[int, ...], dtype, result) -> tuple:
     return work.launch(_outer(layout, _width(layout, dtype.itemsize, 0)))
 
 
-@cache
+_failed: set[str] = set()  # operations whose kernel did not build
+
+
 def _broken(operation: str, error: KernelError) -> None:
-    """A kernel did not build: say so, once, and use CuPy from now on."""
-    cuda_module.report(error, f"the {operation} over axes")
-    _plan.cache_clear()
-    _failed.add(operation)
-
-
-_failed: set[str] = set()
+    """Say, once, that CuPy is used from now on."""
+    if operation not in _failed:
+        _failed.add(operation)
+        _plan.cache_clear()
+        _plan_of_sum_to.cache_clear()
+        cuda_module.report(error, f"the {operation} over axes")
 
 
 # ------------------------------------------------------------------------------------------------
-# plans
+# plans: the shape and dtype of the results, the bits an aligned address lacks, and the launches for
+# aligned and for other addresses
 
 
 @lru_cache(_PLANS)
-def _plan(operation: str, dtype, shape, strides, axes) -> tuple | None:
-    """The dtype of the results, the bits an aligned address lacks, and the launches for aligned and
-    for other addresses."""
-    _, integers, result = _OPERATIONS[operation]
+def _plan(operation: str, dtype, shape, strides, axes, keepdims: bool) -> tuple | None:
+    axes = tuple(range(len(shape))) if axes is None else axes
+    kept = [1 if k in axes else n for k, n in enumerate(shape) if keepdims or k not in axes]
+    return _planned(operation, dtype, shape, strides, axes, tuple(kept))
+
+
+@lru_cache(_PLANS)
+def _plan_of_sum_to(dtype, shape, strides, target) -> tuple | None:
+    added = len(shape) - len(target)
+    stretched = [k for k, n in enumerate(target, added) if n == 1]
+    return _planned("sum", dtype, shape, strides, (*range(added), *stretched), target)
+
+
+def _planned(operation, dtype, shape, strides, axes, results) -> tuple | None:
+    _, integers, result = OPERATIONS[operation]
     name = str(dtype)
     if (name not in integers and (name not in TYPES or name == "bool")) or not prod(shape):
         return None
@@ -171,18 +194,17 @@ def _plan(operation: str, dtype, shape, strides, axes) -> tuple | None:
     width = _width(layout, dtype.itemsize, 0 if neighbours else 1)
     frame = _outer if neighbours else _inner
     ways = [work.launches(frame(layout, w)) for w in dict.fromkeys((width, 1))]
-    return work.target, width * dtype.itemsize - 1, ways[0], ways[-1]
+    return results, work.target, width * dtype.itemsize - 1, ways[0], ways[-1]
 
 
 def _layout(shape, steps, axes, ordered: bool) -> _Layout | None:
     """The dimensions of a reduction, merged; None if more than two of a kind are left. Reduced ones
     may change places unless they are ``ordered``."""
-    chosen = range(len(shape)) if axes is None else axes
     dims: list[tuple[int, int, bool]] = []
     for axis, (n, step) in enumerate(zip(shape, steps, strict=True)):
         if n == 1:
             continue
-        reduced = axis in chosen
+        reduced = axis in axes
         if dims and dims[-1][2] == reduced and dims[-1][1] == n * step:
             n, step = n * dims.pop()[0], step
         dims.append((n, step, reduced))
@@ -331,7 +353,7 @@ def kernel_text(v: Variant) -> str:
     parameters = ", ".join(f"long long {name}" for name in sizes)
     return f"""\
 #include "reduce.cuh"
-typedef {_OPERATIONS[v.operation][0]}<{_arithmetic(v.source)}> Op;
+typedef {OPERATIONS[v.operation][0]}<{_arithmetic(v.source)}> Op;
 typedef Elements<{source}> Source;
 typedef {"States<Op>" if v.writes_parts else f"Results<Op, {target}>"} Target;
 
@@ -344,23 +366,25 @@ extern "C" __global__ void __launch_bounds__({_BLOCK}) reduce(
 
 
 def corpus() -> Iterator[tuple[str, str, str]]:
-    """``(name, source, function)`` of kernels of every operation, dtype and frame."""
-    wide = {"float16": 8, "bfloat16": 8, "float32": 4, "float64": 2, "int64": 2, "bool": 8}
-    for operation, (_, integers, result) in _OPERATIONS.items():
-        for source, width in wide.items():
-            if source in _INTEGERS and source not in integers:
-                continue
-            summed = operation == "sum" and source in _INTEGERS
-            target = "int64" if summed else result or source
-            for team in (0, 8, 256):
-                for parts in ((False, False), (False, True), (True, False)):
-                    if parts[0] and team:
-                        continue
-                    lanes = 1 if parts[0] else width
-                    v = Variant(operation, source, target, team, lanes, team != 8, False, *parts)
-                    name = f"{operation} {source} {'inner' if team else 'outer'}{team or ''}"
-                    name += " of parts" * parts[0] + " to parts" * parts[1]
-                    yield name, _launcher(v).text, "reduce"
+    """``(name, source, function)`` of kernels in representative variants: every dtype, operation,
+    frame and stage, but not every combination."""
+    sums = [("float16", 8), ("bfloat16", 8), ("float32", 4), ("float64", 2), ("bool", 8)]
+    found = [("sum", source, width, team) for source, width in sums for team in (0, 32)]
+    found += [("sum", "float32", 4, 2), ("mean", "float16", 8, 256), ("max", "int64", 2, 8)]
+    for operation in ("min", "any", "all", "argmax", "argmin"):
+        found += [(operation, "float32", 4, 0), (operation, "float32", 4, 256)]
+    found += [("argmax", "float64", 2, 0), ("argmin", "int64", 2, 256), ("any", "bool", 8, 256)]
+    for operation, source, width, team in found:
+        target = OPERATIONS[operation][2] or ("int64" if source == "bool" else source)
+        v = Variant(operation, source, target, team, width, False, False, False, False)
+        name = f"{operation} {source} {f'team of {team}' if team else 'columns'}"
+        yield name, _launcher(v).text, "reduce"
+        if source in ("float32", "float64"):
+            to_parts = v._replace(writes_parts=True, nested=True)
+            yield f"{name} to parts", _launcher(to_parts).text, "reduce"
+        if not team:
+            of_parts = v._replace(reads_parts=True, width=1)
+            yield f"{name} of parts", _launcher(of_parts).text, "reduce"
     for team in (0, 32):
         v = Variant("sum", "float32", "float32", team, 1, True, True, False, False)
         yield f"sum float32 strided, 64-bit offsets, {team}", _launcher(v).text, "reduce"

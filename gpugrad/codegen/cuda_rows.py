@@ -18,7 +18,7 @@ needs no trip to the host.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..backend import cupy as backend
@@ -28,7 +28,7 @@ from ..errors import KernelError
 from . import cuda_module, cuda_reduce
 from .cuda import TYPES, Scalars
 from .cuda_module import Launcher, Unsupported
-from .rows import COLUMN, ELEMENT, EXACT, INDEX, NUMBER, ROW, TOTAL, Schedule
+from .rows import COLUMN, ELEMENT, EXACT, HOLE, INDEX, NUMBER, ROW, TOTAL, Schedule
 
 if TYPE_CHECKING:
     from .rows import RowProgram
@@ -58,7 +58,7 @@ class Variant(NamedTuple):
     team: int  # threads of a row
     packs: int  # so many such for each thread, kept in registers; 0: any number, read in each pass
     parts: bool  # whether sums over rows are parts of groups, in the type of arithmetic
-    arrays: tuple[bool, ...]  # of the numbers: whether they come as arrays
+    numbers: tuple[str, ...]  # C++ types: double, or T, or C of arrays of one element
 
 
 # ------------------------------------------------------------------------------------------------
@@ -80,9 +80,9 @@ class _Writer:
     def __init__(self, rows: RowProgram, schedule: Schedule, variant: Variant):
         self.rows, self.schedule, self.variant = rows, schedule, variant
         self.outputs = [(f"out{k}", kind, e) for k, (kind, e) in enumerate(rows.outputs)]
-        self.arrays = [n for n, kind in rows.inputs.items() if kind != NUMBER]
+        self.arrays = [n for n, kind in rows.inputs.items() if kind not in (NUMBER, HOLE)]
         numbers = [n for n, kind in rows.inputs.items() if kind == NUMBER]
-        self.numbers = dict(zip(numbers, variant.arrays, strict=True))
+        self.numbers = dict(zip(numbers, variant.numbers, strict=True))
         self.used = rows.program.used
         self.kept = _kept(rows, schedule) if variant.packs else []
         self.scope = _Scope({n: f"v_{n}" for n in (*rows.inputs, "position")})
@@ -138,18 +138,21 @@ class _Writer:
         found = [f"const {types[n]}* __restrict__ x_{n}" for n in self.arrays]
         for name, kind, _ in self.outputs:
             found.append(f"{'P' if kind in (COLUMN, TOTAL) else 'T'}* __restrict__ {name}")
-        for n, is_array in self.numbers.items():
-            found.append(f"const T* __restrict__ x_{n}" if is_array else f"double x_{n}")
+        for n, type in self.numbers.items():
+            found.append(f"double x_{n}" if type == "double" else f"const {type}* x_{n}")
         found += ["long long count", "long long width", "long long step"]
         if INDEX in kinds.values():
             found += ["ErrorRecord* record", "long long site"]
+        if HOLE in kinds.values():
+            found.append("long long hole")
         return found
 
     def _declare(self) -> None:
         """What lives through all rows."""
         v = self.variant
-        for n, is_array in self.numbers.items():
-            self.put(f"const C v_{n} = {f'widen(*x_{n})' if is_array else f'C(x_{n})'};")
+        for n, type in self.numbers.items():
+            value = f"C(x_{n})" if type == "double" else f"widen(*x_{n})"
+            self.put(f"const C v_{n} = {value};")
         if v.team > 32 and self.schedule.passes:
             most = max(map(len, self.schedule.reductions))
             self.put(f"__shared__ C scratch[2][{most}][TEAM / 32];", "int turn = 0;")
@@ -185,8 +188,14 @@ class _Writer:
             if kind == ROW:
                 self.put(f"const C v_{n} = active ? widen(x_{n}[row]) : C(0);")
             elif kind == INDEX:
-                label = f"checked_label(x_{n}[row], columns, record, site)"
-                self.put(f"const C v_{n} = active ? C({label}) : C(0);")
+                self._index(n)
+
+    def _index(self, n: str) -> None:
+        label = f"checked_label(i_{n}, columns, record, site)"
+        if HOLE in self.rows.inputs.values():
+            label = f"(i_{n} == hole ? -1 : {label})"
+        self.put(f"const long long i_{n} = active ? x_{n}[row] : 0;")
+        self.put(f"const C v_{n} = C({label});")
 
     def _keep(self) -> None:
         """Load what stays in registers."""
@@ -338,16 +347,18 @@ def _groups(rows: RowProgram, count: int, team: int) -> tuple[int, int]:
 class Kernels:
     """The kernels of a program, and how they are called for shapes and dtypes."""
 
-    def __init__(self, rows: RowProgram):
+    def __init__(self, rows: RowProgram, array: type | None):
         self.rows, self.schedule = rows, Schedule(rows)
         self.launchers: dict[Variant, Launcher] = {}
         self.plans: dict = {}
+        self.array = array  # of CuPy
+        self.numbers = [k for k, kind in enumerate(rows.inputs.values()) if kind == NUMBER]
         self.broken = False  # a kernel did not build, which has been said
         names = {
             "float": float,
-            "ndarray": backend.cupy().ndarray,
+            "ndarray": array,
             "empty": backend.empty,
-            "contiguous": backend.cupy().ascontiguousarray,
+            "contiguous": _contiguous,
             "sum_parts": cuda_reduce.sum_parts,
             "record": device_errors.record,
             "site": device_errors.site,
@@ -361,7 +372,9 @@ class Kernels:
         if self.broken or not settings.cuda_kernels:
             return None
         x = args[0]
-        key = (x.shape, x.dtype, *[a.__class__ for a in args])
+        key = (x.shape, x.dtype)
+        for k in self.numbers:
+            key += (args[k].dtype if args[k].__class__ is self.array else None,)
         plan = self.plans.get(key)
         if plan is None:
             if len(self.plans) >= _PLANS:
@@ -379,29 +392,33 @@ class Kernels:
     def _plan(self, args: Sequence) -> tuple:
         """What ``_call_source`` needs to know; empty if there is no kernel."""
         x, rows = args[0], self.rows
-        kinds = list(rows.inputs.values())
         dtype = str(x.dtype)
         if not x.size or dtype not in TYPES or dtype == "bool" or not cuda_module.enabled():
-            return ()
-        array = backend.cupy().ndarray
-        is_array = [a.__class__ is array for a in args]
-        if not all(found or kind == NUMBER for found, kind in zip(is_array, kinds, strict=True)):
             return ()
         columns = x.shape[-1]
         exact = not rows.reads_position or columns <= EXACT or dtype == "float64"
         if columns >= _LONGEST or not exact:
             return ()
-        of_numbers = [a for a, kind in zip(is_array, kinds, strict=True) if kind == NUMBER]
         widest = next(w for w in (8, 4, 2, 1) if w * x.itemsize <= _ACCESS and columns % w == 0)
         try:
-            ways = [self._way(x, width, tuple(of_numbers)) for width in dict.fromkeys((widest, 1))]
+            numbers = tuple(self._number_type(x, args[k]) for k in self.numbers)
+            ways = [self._way(x, width, numbers) for width in dict.fromkeys((widest, 1))]
         except Unsupported:
             return ()
-        shapes = rows.shapes(x.shape)
-        wanted = [shape for kind, shape in zip(kinds, shapes, strict=True) if kind != NUMBER]
+        shapes = zip(rows.inputs.values(), rows.shapes(x.shape), strict=True)
+        wanted = [shape for kind, shape in shapes if kind not in (NUMBER, HOLE)]
         return (x.dtype, widest * x.itemsize - 1, ways[0], ways[-1], *wanted)
 
-    def _way(self, x, width: int, of_numbers: tuple[bool, ...]) -> tuple:
+    def _number_type(self, x, number) -> str:
+        if number.__class__ is not self.array:
+            return "double"
+        if number.dtype == x.dtype:
+            return "T"
+        if number.dtype == "float32" and x.itemsize == 2:
+            return "C"
+        raise Unsupported(f"a number of type {number.dtype}")
+
+    def _way(self, x, width: int, numbers: tuple[str, ...]) -> tuple:
         """Launcher, grid, block, sizes, whether there are parts, and shape and dtype of each
         output."""
         rows, dtype = self.rows, str(x.dtype)
@@ -417,16 +434,20 @@ class Kernels:
         for shape, (kind, _) in zip(rows.output_shapes(x.shape, 1), rows.outputs, strict=True):
             part = parts and kind in (COLUMN, TOTAL)
             outputs += [(groups, *shape) if part else shape, arithmetic if part else x.dtype]
-        launcher = self._launcher(Variant(dtype, width, team, packs, parts, of_numbers))
+        launcher = self.launcher(Variant(dtype, width, team, packs, parts, numbers))
         block = (team if team > 32 else _SMALL_BLOCK,)
         return (launcher, (groups,), block, (count, columns, step), parts, *outputs)
 
-    def _launcher(self, variant: Variant) -> Launcher:
+    def launcher(self, variant: Variant) -> Launcher:
         found = self.launchers.get(variant)
         if found is None:
             text = _Writer(self.rows, self.schedule, variant).text()
             found = self.launchers[variant] = cuda_module.load(text, "rows", "rows.cu")
         return found
+
+
+def _contiguous(array):
+    return backend.cupy().ascontiguousarray(array)
 
 
 def _call_source(rows: RowProgram) -> str:
@@ -444,37 +465,51 @@ def _call_source(rows: RowProgram) -> str:
             launch(grid, block, (g, y, out0, *sizes))
             return [out0]
     """
-    arrays = {name: kind for name, kind in rows.inputs.items() if kind != NUMBER}
-    numbers = [name for name, kind in rows.inputs.items() if kind == NUMBER]
-    outputs = [f"out{k}" for k in range(len(rows.outputs))]
+    kinds, outputs = rows.inputs, [f"out{k}" for k in range(len(rows.outputs))]
+    arrays = [name for name, kind in kinds.items() if kind not in (NUMBER, HOLE)]
+    indices = [name for name in arrays if kinds[name] == INDEX]
+    numbers = [name for name, kind in kinds.items() if kind == NUMBER]
+    holes = [name for name, kind in kinds.items() if kind == HOLE]
     head = ", ".join(["dtype", "mask", "aligned", "unaligned", *[f"shape_{a}" for a in arrays]])
-    lines = [f"def call(plan, {', '.join(rows.inputs)}):", f"    {head} = plan"]
-    for a, kind in arrays.items():
-        if kind == INDEX:
-            lines.append(
-                f"    if {a}.shape != shape_{a} or {a}.dtype.kind not in 'iu': return None"
-            )
-            lines.append(f"    if {a}.dtype.char not in 'lq': {a} = {a}.astype('int64')")
-        else:
-            lines.append(f"    if {a}.shape != shape_{a} or {a}.dtype != dtype: return None")
+    lines = [f"def call(plan, {', '.join(kinds)}):", f"    {head} = plan"]
+    for a in arrays:
+        dtype = f"{a}.dtype.kind in 'iu'" if a in indices else f"{a}.dtype == dtype"
+        fits = f"{a}.__class__ is ndarray and {a}.shape == shape_{a} and {dtype}"
+        lines.append(f"    if not ({fits}): return None")
+        if a in indices:
+            lines.append(f"    if {a}.dtype.itemsize < 8: {a} = {a}.astype('int64')")
         lines.append(f"    if not {a}._c_contiguous: {a} = contiguous({a})")
-    for n in numbers:
-        lines.append(f"    if {n}.__class__ is not ndarray: {n} = float({n})")
-        lines.append(f"    elif {n}.dtype != dtype or {n}.size != 1: return None")
-    address = " | ".join(f"{a}.data.ptr" for a, kind in arrays.items() if kind != INDEX)
+    lines += [f"    if {n}.__class__ is not ndarray: {n} = float({n})" for n in numbers]
+    address = " | ".join(f"{a}.data.ptr" for a in arrays if a not in indices)
     lines.append(f"    way = unaligned if ({address}) & mask else aligned")
     results = ", ".join(f"shape_{o}, type_{o}" for o in outputs)
     lines.append(f"    launch, grid, block, sizes, parts, {results} = way")
     lines += [f"    {o} = empty(shape_{o}, type_{o})" for o in outputs]
-    given = [*arrays, *outputs, *numbers, "*sizes"]
-    if INDEX in arrays.values():
-        given += ["record()", "site(complaint)"]
+    error = ["record()", "site(complaint)"] if indices else []
+    given = [*arrays, *outputs, *numbers, "*sizes", *error, *holes]
     lines.append(f"    launch(grid, block, ({', '.join(given)}))")
-    sums = [
-        o for o, (kind, _) in zip(outputs, rows.outputs, strict=True) if kind in (COLUMN, TOTAL)
-    ]
+    sums = [o for o, (k, _) in zip(outputs, rows.outputs, strict=True) if k in (COLUMN, TOTAL)]
     if sums:
         lines.append("    if parts:")
         lines += [f"        {o} = sum_parts({o}, dtype)" for o in sums]
     lines.append(f"    return [{', '.join(outputs)}]")
     return "\n".join(lines)
+
+
+def texts(rows: RowProgram) -> Iterator[tuple[str, str, str]]:
+    """``(name, source, function)`` of the kernels of a program, in representative variants."""
+    kernels = Kernels(rows, None)
+    sums = any(kind in (COLUMN, TOTAL) for kind, _ in rows.outputs)
+    for dtype, columns, width in (
+        ("float32", 33, 1),
+        ("float32", 1024, 4),
+        ("float32", 1 << 20, 4),
+        ("float16", 1024, 8),
+        ("bfloat16", 10, 2),
+        ("float64", 1000, 2),
+    ):
+        team, packs = _team(rows, kernels.schedule, dtype, columns, width)
+        numbers = ("double",) if columns == 1024 else ("T",)
+        numbers *= list(rows.inputs.values()).count(NUMBER)
+        variant = Variant(dtype, width, team, packs, sums and columns > 32, numbers)
+        yield f"{dtype} of {columns} columns", kernels.launcher(variant).text, "rows"

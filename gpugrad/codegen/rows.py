@@ -36,8 +36,10 @@ from .ir import Code, Value, with_element
 from .machine import Machine, machine
 
 # What an input holds: a number per element, per column, per row; one number; the number of a column
-# for each row (int64, checked).
+# for each row (int64, checked); the index (one Python integer, not for expressions) that says there
+# is no column: -1 for expressions.
 ELEMENT, COLUMN, ROW, NUMBER, INDEX = "element", "column", "row", "number", "index"
+HOLE = "hole"
 # An output may be per element or row, or a sum over rows: per column, or of one number per row.
 TOTAL = "total"
 
@@ -104,7 +106,8 @@ class RowProgram:
         self._call = names["call"]
 
     def __call__(self, *args):
-        """An array, or a list of several; indices out of range raise IndexError."""
+        """An array, or a list of several; indices out of range raise IndexError, on CUDA devices
+        with the next wait."""
         results = self.native(args)
         if results is None:
             results = self.reference(args)
@@ -116,12 +119,34 @@ class RowProgram:
         """The outputs by functions of NumPy or CuPy; large ones in groups of rows that stay in the
         cache."""
         x = args[0]
+        args = self._without_holes(args)
         for a, kind in zip(args, self._kinds, strict=True):
-            if kind == INDEX and a.size and not bool(((a >= 0) & (a < x.shape[-1])).all()):
-                raise IndexError("an index is no column")
+            if kind == INDEX and a.size:
+                self._check(a, x.shape[-1])
         if x.__class__ is np.ndarray and x.nbytes >= LARGE and self._divisible(args):
             return self._in_groups(args)
         return self._direct(args)
+
+    def _without_holes(self, args: Sequence) -> list:
+        """Arguments with -1 in indices where there is no column."""
+        if HOLE not in self._kinds:
+            return list(args)
+        hole = args[self._kinds.index(HOLE)]
+        return [
+            array_module(a).where(a == hole, -1, a) if kind == INDEX else a
+            for a, kind in zip(args, self._kinds, strict=True)
+        ]
+
+    def _check(self, index, columns: int) -> None:
+        """IndexError for an index that is no column; of CUDA arrays with the next wait."""
+        least = -1 if HOLE in self._kinds else 0
+        if index.__class__ is not _ndarray:
+            from .cuda_index import check_range
+
+            if check_range(index - least, columns - least, self.complaint, IndexError):
+                return
+        if not bool(((index >= least) & (index < columns)).all()):
+            raise IndexError("an index is no column")
 
     def _direct(self, args: Sequence) -> list:
         x = args[0]
@@ -148,14 +173,14 @@ class RowProgram:
             and (kind == INDEX or a.dtype == x.dtype)
             and (kind == COLUMN or a.flags.c_contiguous)
             for a, kind, shape in zip(args, self._kinds, self.shapes(x.shape), strict=True)
-            if kind != NUMBER
+            if kind not in (NUMBER, HOLE)
         )
 
     def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Shapes of the inputs beside elements of this shape; of a number: none."""
+        """Shapes of the inputs beside elements of this shape."""
         lead, columns = shape[:-1], shape[-1:]
-        shapes = {ELEMENT: shape, COLUMN: columns, ROW: (*lead, 1), INDEX: lead, NUMBER: ()}
-        return [shapes[kind] for kind in self._kinds]
+        shapes = {ELEMENT: shape, COLUMN: columns, ROW: (*lead, 1), INDEX: lead}
+        return [shapes.get(kind, ()) for kind in self._kinds]
 
     def _in_groups(self, args: Sequence) -> list:
         x = args[0]
@@ -232,17 +257,18 @@ class RowProgram:
         if self._cuda is None:
             from .cuda_rows import Kernels
 
-            self._cuda = Kernels(self)
+            self._cuda = Kernels(self, args[0].__class__)
         return self._cuda(args)
 
     def _plan(self, x) -> tuple:
         """What ``_call_source`` needs to know for a shape and dtype; empty if there is no
         kernel."""
-        kernel = self._kernel(x.dtype, x.shape[-1]) if x.size else None
+        native = x.size and HOLE not in self._kinds
+        kernel = self._kernel(x.dtype, x.shape[-1]) if native else None
         if kernel is None:
             return ()
         shapes = zip(self._kinds, self.shapes(x.shape), strict=True)
-        wanted = [shape for kind, shape in shapes if kind != NUMBER]
+        wanted = [shape for kind, shape in shapes if kind not in (NUMBER, HOLE)]
         columns = x.shape[-1]
         count, step = x.size // columns, max(1, GROUP // columns)
         groups = -(-count // step)
@@ -274,7 +300,7 @@ def _call_source(rows: RowProgram) -> str:
             if run(id(g), id(y), id(out0), address): raise IndexError('an index is no column')
             return [out0]
     """
-    arrays = [name for name, kind in rows.inputs.items() if kind != NUMBER]
+    arrays = [name for name, kind in rows.inputs.items() if kind not in (NUMBER, HOLE)]
     numbers = [name for name, kind in rows.inputs.items() if kind == NUMBER]
     outputs = [f"out{k}" for k in range(len(rows.outputs))]
     names = ["run", "make", "dtype", *[f"shape_{n}" for n in (*arrays, *outputs)]]

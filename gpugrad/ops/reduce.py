@@ -3,9 +3,11 @@ in NumPy."""
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 
 from ..backend.arrays import array_module
+from ..codegen import cuda_reduce
 from .core import linear, not_differentiable, opaque
 from .elementwise import eq, exp, isfinite, log, where
 from .rows import ELEMENT, ROW, RowFormula, row_max, row_sum
@@ -48,6 +50,7 @@ sum = linear(
     _sum,
     lambda g, x, *, axes, keepdims: spread(_keep(g, x, axes, keepdims), shape=x.shape),
     samples=_samples,
+    cuda=partial(cuda_reduce.reduce, "sum"),
 )
 
 
@@ -63,7 +66,9 @@ def _mean_transpose(g, x, *, axes, keepdims):
     return spread(_keep(g, x, axes, keepdims) * (1.0 / n if n else 1.0), shape=x.shape)
 
 
-mean = linear("mean", _mean, _mean_transpose, samples=_samples)
+mean = linear(
+    "mean", _mean, _mean_transpose, samples=_samples, cuda=partial(cuda_reduce.reduce, "mean")
+)
 
 
 def _extreme_vjp(g, out, x, *, axes, keepdims):
@@ -79,6 +84,7 @@ amax = opaque(
     _extreme_vjp,
     reads=(0, "out"),
     samples=_samples,
+    cuda=partial(cuda_reduce.reduce, "max"),
 )
 amin = opaque(
     "amin",
@@ -86,6 +92,7 @@ amin = opaque(
     _extreme_vjp,
     reads=(0, "out"),
     samples=_samples,
+    cuda=partial(cuda_reduce.reduce, "min"),
 )
 
 
@@ -135,13 +142,24 @@ cumsum = linear(
 
 # ---- no gradient: positions and truth
 
+
+def _place(operation: str):
+    def kernel(x, *, axis, keepdims):
+        axes = None if axis is None else (axis,)
+        return cuda_reduce.reduce(operation, x, axes, keepdims)
+
+    return kernel
+
+
 argmax = not_differentiable(
     "argmax",
     lambda x, *, axis, keepdims: array_module(x).asarray(x.argmax(axis, keepdims=keepdims)),
+    cuda=_place("argmax"),
 )
 argmin = not_differentiable(
     "argmin",
     lambda x, *, axis, keepdims: array_module(x).asarray(x.argmin(axis, keepdims=keepdims)),
+    cuda=_place("argmin"),
 )
 argsort = not_differentiable(
     "argsort", lambda x, *, axis: array_module(x).argsort(x, axis=axis, kind="stable")
@@ -149,8 +167,10 @@ argsort = not_differentiable(
 any = not_differentiable(
     "any",
     lambda x, *, axes, keepdims: array_module(x).asarray((x != 0).any(axes, keepdims=keepdims)),
+    cuda=partial(cuda_reduce.reduce, "any"),
 )
 all = not_differentiable(
     "all",
     lambda x, *, axes, keepdims: array_module(x).asarray((x != 0).all(axes, keepdims=keepdims)),
+    cuda=partial(cuda_reduce.reduce, "all"),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from ..codegen.expr import variable
-from ..codegen.rows import COLUMN, ELEMENT, INDEX, NUMBER, ROW, TOTAL, RowProgram
+from ..codegen.rows import COLUMN, ELEMENT, HOLE, INDEX, NUMBER, ROW, TOTAL, RowProgram
 from ..codegen.rows import position as position
 from ..codegen.rows import row_max as row_max
 from ..codegen.rows import row_mean as row_mean
@@ -90,6 +90,6 @@ def along(formula: RowFormula, axis: int, *args):
 
 
 __all__ = [
-    "COLUMN", "ELEMENT", "INDEX", "NUMBER", "ROW", "TOTAL", "RowFormula", "along", "position",
-    "row_max", "row_mean", "row_sum",
+    "COLUMN", "ELEMENT", "HOLE", "INDEX", "NUMBER", "ROW", "TOTAL", "RowFormula", "along",
+    "position", "row_max", "row_mean", "row_sum",
 ]  # fmt: skip

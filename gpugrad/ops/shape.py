@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..backend.arrays import array_module, backend_of
+from ..codegen import cuda_reduce
 from ..codegen import sums as native
 from .core import linear
 
@@ -77,6 +78,7 @@ sum_to = linear(
     _sum_to,
     lambda g, x, *, shape: broadcast_to(g, shape=x.shape),
     samples=lambda r: [((r(2, 3, 4),), {"shape": (3, 1)}), ((r(2, 3),), {"shape": ()})],
+    cuda=cuda_reduce.sum_to,
 )
 flip = linear(
     "flip",
