@@ -890,6 +890,10 @@ def cross_entropy(
     axis = 1 if input.ndim > 1 else 0
     if not 0.0 <= label_smoothing <= 1.0:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    if weight is None and input.is_cuda:
+        loss = _cross_entropy_of_rows(input, target, ignore_index, reduction, label_smoothing)
+        if loss is not None:
+            return loss
     if is_floating(target.dtype):
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis)
     logp = log_softmax(input, axis)
@@ -925,6 +929,28 @@ def _plain_cross_entropy(input, target, ignore_index: int, reduction: str):
         return nn_ops.nll_of_logits(input, target, scale=scale, total=reduction != "none")
     except IndexError:
         return None
+
+
+def _cross_entropy_of_rows(input, target, ignore_index: int, reduction: str, smoothing: float):
+    """The loss of class indices on a CUDA device as one operation, without looking at the targets;
+    None unless the input is a matrix."""
+    x, classes = input.array, target.array
+    if (
+        classes.dtype.kind not in "iu"
+        or not is_floating(x.dtype)
+        or x.ndim != 2
+        or classes.shape != x.shape[:1]
+        or not x.size
+        or reduction not in ("none", "mean", "sum")
+    ):
+        return None
+    count = ()
+    if reduction == "mean":
+        kept = functions.sum(wrap(classes != ignore_index)).array
+        count = (kept.astype(x.dtype if x.dtype.itemsize >= 4 else np.float32),)
+    return nn_ops.cross_entropy_of_logits(
+        input, target, *count, hole=ignore_index, smoothing=smoothing, total=reduction != "none"
+    )
 
 
 def _smoothing_loss(logp, target, weight, ignore_index, reduction, axis):
