@@ -41,7 +41,11 @@ inv = opaque(
 
 
 def _solve(a, b):
-    return array_module(a).linalg.solve(a, b)
+    xp = array_module(a)
+    if a.shape[:-2] != b.shape[:-2]:  # CuPy wants batches of one shape
+        batch = xp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        a, b = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, b))
+    return xp.linalg.solve(a, b)
 
 
 def _solve_gradients(needs, g, x, a, b):

@@ -492,6 +492,8 @@ def _of_linalg(name):
 
     def computed(*arrays):
         values = [inside(a) for a in arrays]
+        if len(values) == 2 and values[0].shape[:-1] != values[1].shape[:-1]:
+            raise ValueError("a must have (..., M, M) shape and b must have (..., M, K)")
         try:
             result = getattr(np.linalg, name)(*values)
         except np.linalg.LinAlgError:
