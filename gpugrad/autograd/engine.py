@@ -570,6 +570,8 @@ def _seed(tensor: Tensor, gradient):
         if array.__class__ is _ndarray and not array.shape:
             return wrap(_one(array.dtype))
         with there(array):
+            if array.__class__ is not _ndarray and not array.shape:
+                return wrap(backend_of(array).one(array.dtype))
             return wrap(array_module(array).ones(array.shape, array.dtype))
     if not isinstance(gradient, Tensor):
         gradient = wrap(gradient)

@@ -109,7 +109,7 @@ def to_host(array, non_blocking: bool = False) -> np.ndarray:
     """
     with backend.on_device_of(array):
         if not non_blocking or not array.size:
-            return array.get()
+            return backend.to_numpy(array)
         cupy = backend.cupy()
         source = cupy.ascontiguousarray(array)
         values = pinned_empty(source.shape, source.dtype)

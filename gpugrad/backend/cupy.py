@@ -150,6 +150,11 @@ def on_device(d: device):
     return at(require(d).index)
 
 
+def in_use() -> bool:
+    """Whether CUDA has been asked for in this process, and there is a device."""
+    return _get_device is not None
+
+
 def several() -> bool:
     """Whether there is more than one device, so that arrays may be on another than the current
     one."""
@@ -229,7 +234,27 @@ def item(array):
 
 
 def zeros(shape, dtype):
-    return cupy().zeros(shape, dtype)
+    """Zeros (half the time of ``cupy.zeros``)."""
+    out = cupy().ndarray(shape, dtype)
+    if out.size:
+        out.data.memset_async(0, out.nbytes)
+    return out
+
+
+_ones: dict = {}
+
+
+def one(dtype):
+    """A zero-dimensional 1, never to be written to: it is kept, because every backward pass begins
+    with one. By stream, whose work alone comes after its making."""
+    stream = _current_stream()
+    key = (dtype, _get_device(), stream.ptr)
+    found = _ones.get(key)
+    if found is None:
+        found = full((), 1, dtype)
+        if not (stream.ptr and stream.is_capturing()):  # a replay would have to make it
+            _ones[key] = found
+    return found
 
 
 def full(shape, value, dtype):

@@ -90,7 +90,17 @@ def as_device(d) -> device:
     """The device meant by an argument ``device=``; None is the current default."""
     if d is None:
         return _local.current or settings.default_device or CPU
-    return d if isinstance(d, device) else device(d)
+    if isinstance(d, device):
+        return d
+    if d.__class__ is not str or d == "auto":
+        return device(d)
+    found = _named.get(d)
+    if found is None:
+        found = _named[d] = device(d)
+    return found
+
+
+_named: dict[str, device] = {}  # by what they were called, which is a handful of names
 
 
 def set_default_device(d) -> None:

@@ -43,7 +43,7 @@ def memory_reserved(device: Any = None) -> int:
 
 def max_memory_reserved(device: Any = None) -> int:
     """The most bytes taken from the driver at once."""
-    return _ask(device, lambda memory, index: memory.statistics(index).peak_reserved)
+    return memory_stats(device).get("reserved_bytes.all.peak", 0)
 
 
 def reset_peak_memory_stats(device: Any = None) -> None:
@@ -56,6 +56,7 @@ def memory_stats(device: Any = None) -> dict[str, int]:
 
     def collect(memory, index):
         counted = memory.statistics(index)
+        memory.sample_reserved(counted)
         return {
             "allocated_bytes.all.current": memory.allocated(),
             "allocated_bytes.all.peak": counted.peak,
@@ -116,11 +117,12 @@ def empty_cache() -> None:
     """Give freed memory that is kept for the next array back to the driver (all devices)."""
     if not backend.is_available():
         return
-    cupy = backend.cupy()
+    from ..backend import cuda_memory
+
     for index in range(backend.device_count()):
         with backend.at(index):
-            cupy.get_default_memory_pool().free_all_blocks()
-    cupy.get_default_pinned_memory_pool().free_all_blocks()
+            cuda_memory.give_back()
+    backend.cupy().get_default_pinned_memory_pool().free_all_blocks()
 
 
 def set_memory_limit(limit: int | None, device: Any = None) -> None:
