@@ -2,7 +2,7 @@
 
 A module that makes kernels has a function ``corpus()`` that yields ``(name, source, function)`` for
 each in representative variants: dtypes, ranks, layouts. Modules are found by their names
-(``cuda*.py`` in ``gpugrad``). What may use more registers than the limit of ``test_nvrtc.py`` stands
+(``cuda*.py`` in ``gpugrad``). What may use more registers than ``test_nvrtc.py`` allows stands
 in ``ALLOWED``, with the reason.
 """
 

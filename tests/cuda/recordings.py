@@ -1,11 +1,12 @@
-"""Launches recorded while the GPU tests run on the host-memory device, kept in one small file.
+"""Launches recorded while the GPU tests run on the host-memory device.
 
     GPUGRAD_TEST_DEVICE=host GPUGRAD_RECORD=FOLDER pytest -m gpu -p tests.cuda.recordings
     python -m tests.cuda.recordings FOLDER FILE [bytes of memory at most]
 
 The first writes launches of every kernel, a few of different shapes each, with the memory they
-found and left; the second packs them. ``test_kernels_on_cpu.py`` replays them in other schedules
-and under ThreadSanitizer, ``gpu_session.py`` on a GPU.
+found and left; ``test_kernels_on_cpu.py`` replays them in other schedules and under
+ThreadSanitizer. The second packs a selection into one file, with which ``gpu_session.py`` compares
+a GPU.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ import numpy as np
 
 from .shim.launches import Inside, Launch, Pointer, unpack
 
+FOLDER = Path(__file__).parents[2] / "build" / "recordings"
 PACKED = Path(__file__).parent / "data" / "recordings.xz"
 MOST_BYTES = 1 << 16  # of memory a recorded launch may reach
 MOST_OF_A_KERNEL = 3
 
 
 # ---- recording, as a pytest plugin ---------------------------------------------------------------
+
+_usual: list = []  # CuPy's allocator
 
 
 def pytest_sessionstart(session) -> None:
@@ -37,15 +41,25 @@ def pytest_sessionstart(session) -> None:
         start(Path(folder))
 
 
-def start(folder: Path) -> None:
-    """Record from now on. Arrays get allocations of their own, so that launches reach little else
-    and poison and guard pages are where they belong."""
-    import cupy
+def pytest_runtest_setup(item) -> None:
+    """Arrays get allocations of their own, so that launches reach little else and poison and guard
+    pages are where they belong; but not in tests that count allocations."""
+    if os.environ.get("GPUGRAD_RECORD"):
+        import cupy
 
+        if not _usual:
+            _usual.append(cupy.cuda.get_allocator())
+        exact = "host_device" not in getattr(item, "fixturenames", ())
+        cupy.cuda.set_allocator(None if exact else _usual[0])
+
+
+def start(folder: Path) -> None:
+    """Record from now on."""
     from . import host_device
 
     folder.mkdir(parents=True, exist_ok=True)
-    cupy.cuda.set_allocator(None)
+    for old in folder.glob("*.launch"):
+        old.unlink()
     record = host_device.device().host_device_record
     record.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]
     record(os.fsencode(folder), MOST_BYTES, MOST_OF_A_KERNEL)
