@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .backend import arrays as backend_arrays
 from .backend.arrays import array_module, backend_of
-from .codegen import expr, llvm
+from .codegen import cuda_updates, expr, llvm
 from .codegen.arrays import Program
 from .codegen.functions import functions_for, functions_of_numbers
-from .dtypes import float32
-from .tensor import bump_versions
+from .dtypes import float32, float64
+from .tensor import Tensor, bump_versions
+
+_ndarray = backend_arrays._ndarray
 
 
 class Update:
@@ -18,10 +21,9 @@ class Update:
 
     def __init__(self, function: Callable):
         self.__name__, self.__doc__ = function.__name__, function.__doc__
-        code: Any = function.__code__  # inspect.signature would take 25 ms to import
-        names = code.co_varnames
-        self.tensors = list(names[: code.co_argcount])
-        self.scalars = list(names[code.co_argcount :][: code.co_kwonlyargcount])
+        self._function = function
+        self._storing: Update | None = None
+        self.tensors, self.scalars = _parameters(function)
         variables = {p: expr.variable(p) for p in (*self.tensors, *self.scalars)}
         outputs = function(
             *[variables[p] for p in self.tensors], **{p: variables[p] for p in self.scalars}
@@ -44,6 +46,22 @@ class Update:
         self._find_numbers()
         self.program = Program(self.outputs, [*self.tensors, *self.numbers], ())
 
+    def storing(self) -> Update:
+        """The same update with one more list before the others, which takes the values of the first
+        in its own dtype: 16-bit parameters beside their float32 master copies."""
+        if self._storing is None:
+            function = self._function
+
+            def store(*tensors, **scalars):
+                outputs = function(*tensors[1:], **scalars)
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                return (outputs[0], *outputs)
+
+            store.__name__, store.__doc__ = self.__name__, self.__doc__
+            store.parameters = ["stored", *self.tensors], self.scalars  # type: ignore[attr-defined]
+            self._storing = Update(store)
+        return self._storing
+
     def _find_numbers(self) -> None:
         """Take subexpressions of numbers alone, such as ``1 - beta``, out of the loop.
 
@@ -57,30 +75,36 @@ class Update:
             inputs = expr.inputs_of([e])
             if inputs and inputs <= self._scalar_names:
                 found[e] = expr.variable(f"_number{len(found)}")
-        largest = expr.substitute(self.outputs, found)
-        used = expr.inputs_of(largest)
-        kept = {e: v for e, v in found.items() if v.args[0] in used}
-        self.outputs = largest
-        self.numbers = [*self.scalars, *[v.args[0] for v in kept.values()]]
-        self._computed = Program(list(kept), self.scalars, ()) if kept else None
+        self.outputs = expr.substitute(self.outputs, found)
+        used = expr.inputs_of(self.outputs)
+        made = {v.args[0]: e for e, v in found.items() if v.args[0] in used}
+        self.numbers = [n for n in (*self.scalars, *made) if n in used]
+        self._computed = None
+        if made:
+            wanted = [made[n] if n in made else expr.variable(n) for n in self.numbers]
+            self._computed = Program(wanted, self.scalars, ())
         self._compute: Callable | None = None
+        self._formula = cuda_updates.Formula(
+            self.__name__, self.tensors, self.scalars, self.outputs, made, self.numbers
+        )
 
     def _values(self, scalars: dict) -> list[float]:
         """The numbers the loop needs, in float64."""
-        values = [v if v.__class__ is float else _number(v) for v in map(scalars.get, self.scalars)]
         if self._computed is None:
-            return values
+            return [_number(scalars[name]) for name in self.numbers]
         if self._compute is None:
             self._compute = self._computed.direct(functions_of_numbers(), reuse=False)
+        given = [v if v.__class__ is float else _number(v) for v in map(scalars.get, self.scalars)]
         try:
-            results = self._compute(*values)
-        except ArithmeticError:  # e.g. 1 / 0: NumPy says infinity, and warns
+            results = self._compute(*given)
+        except (ArithmeticError, ValueError):  # e.g. 1 / 0: NumPy says infinity, and warns
             functions = functions_for(array_module(1.0))
-            results = self._computed.direct(functions, reuse=False)(*values)
-        several = len(self._computed.outputs) > 1
-        return values + [float(r) for r in (results if several else [results])]
+            results = self._computed.direct(functions, reuse=False)(*given)
+            results = results if len(self.numbers) > 1 else [results]
+            return [float(r) for r in results]
+        return results if len(self.numbers) > 1 else [results]
 
-    def __call__(self, *lists, **scalars) -> None:
+    def __call__(self, *lists, unless: Tensor | None = None, **scalars) -> None:
         if len(lists) != len(self.tensors):
             raise TypeError(f"{self.__name__}() takes lists for {self.tensors}, got {len(lists)}")
         if scalars.keys() != self._scalar_names:
@@ -93,15 +117,39 @@ class Update:
             raise ValueError(
                 f"{self.__name__}() takes lists of one length, got {[len(t) for t in lists]}"
             )
-        values = self._values(scalars)
         arrays = [t.array for tensors in lists for t in tensors]
-        if not llvm.update(self.program, arrays, count, values):
-            groups = [arrays[i::count] for i in range(count)]
-            for index, group in enumerate(groups):
-                self._check_shapes(group, index)
-            for group in groups:
-                self._update(group, values)
+        if count and arrays[0].__class__ is _ndarray:
+            if unless is not None and _number(unless):
+                return
+            values = self._values(scalars)
+            if llvm.update(self.program, arrays, count, values):
+                bump_versions(lists[: len(self.outputs)])
+                return
+        self._update_each([arrays[i::count] for i in range(count)], scalars, unless)
         bump_versions(lists[: len(self.outputs)])
+
+    def _update_each(self, groups: list[list], scalars: dict, unless: Tensor | None) -> None:
+        """Update groups of arrays of any device: those of CUDA by kernels for many at a time."""
+        for index, group in enumerate(groups):
+            self._check_shapes(group, index)
+        on_cuda = [k for k, group in enumerate(groups) if group[0].__class__ is not _ndarray]
+        if on_cuda:
+            chosen = {name: _chosen(value, on_cuda) for name, value in scalars.items()}
+            left = cuda_updates.run(
+                self._formula,
+                list(zip(*[groups[k] for k in on_cuda])),
+                chosen,
+                lambda: self._values(scalars),
+                None if unless is None else unless.array,
+            )
+            for k in left:
+                mine = {n: v[k] if v.__class__ is list else v for n, v in chosen.items()}
+                self._update_on_device(groups[on_cuda[k]], mine, unless)
+        if len(on_cuda) < len(groups) and not (unless is not None and _number(unless)):
+            values = self._values(scalars)
+            for group in groups:
+                if group[0].__class__ is _ndarray:
+                    self._update(group, values)
 
     def _check_shapes(self, arrays, index: int) -> None:
         shape = arrays[0].shape
@@ -132,7 +180,7 @@ class Update:
         else:
             backend.launch(block, (*arrays, *values), outputs, scratch)
 
-    def _update_any(self, arrays, values, outputs) -> None:
+    def _update_any(self, arrays, values, outputs, unless=None) -> None:
         """Any layout, dtype and device; half precision computes in float32 (an eps of 1e-8 would
         vanish in it)."""
         xp = array_module(arrays[0])
@@ -140,7 +188,47 @@ class Update:
         results = self.program.direct(functions_for(xp), reuse=False)(*wide, *values)
         results = results if len(self.outputs) > 1 else [results]
         for a, r in zip(outputs, results, strict=True):
-            a[...] = r
+            a[...] = r if unless is None else xp.where(unless != 0, a, r)
+
+    def _update_on_device(self, arrays, scalars: dict, unless: Tensor | None) -> None:
+        """Update CUDA arrays by CuPy's functions; scalars may be arrays there, and stay there."""
+        xp = array_module(arrays[0])
+        if any(hasattr(v, "dtype") for v in scalars.values()):
+            wide = float64 if any(a.dtype == float64 for a in arrays) else float32
+            given = {name: xp.asarray(scalars[name], float64) for name in self.scalars}
+            if self._computed is None:
+                values = [given[name] for name in self.numbers]
+            else:
+                compute = self._computed.direct(functions_for(xp), reuse=False)
+                values = compute(*given.values())
+                values = values if len(self.numbers) > 1 else [values]
+            values = [v.astype(wide) for v in values]
+        else:
+            values = self._values(scalars)
+        flag = None if unless is None else unless.array
+        self._update_any(arrays, values, arrays[: len(self.outputs)], flag)
+
+
+def _parameters(function: Any) -> tuple[list[str], list[str]]:
+    """Names of the positional and of the keyword-only parameters."""
+    if hasattr(function, "parameters"):
+        return function.parameters
+    code = function.__code__  # inspect.signature would take 25 ms to import
+    names = code.co_varnames
+    tensors = names[: code.co_argcount]
+    return list(tensors), list(names[code.co_argcount :][: code.co_kwonlyargcount])
+
+
+def _chosen(value, positions: list[int]):
+    """A scalar as cuda_updates takes it: a number, an array of the device, or a list of arrays for
+    these positions."""
+    if value.__class__ is float:
+        return value
+    if isinstance(value, list):
+        return [value[k].array for k in positions]
+    if isinstance(value, Tensor) and value.array.__class__ is not _ndarray:
+        return value.array
+    return _number(value)
 
 
 def _number(value) -> float:
@@ -154,7 +242,12 @@ def foreach(function: Callable) -> Update:
     Positional parameters are tensors (called with lists of them), keyword-only parameters are
     numbers. The returned values overwrite the first tensors. Nothing is recorded; versions are
     bumped. Large tensors are processed in pieces that stay in the cache, on several threads;
-    half-precision tensors are computed in float32.
+    half-precision tensors are computed in float32. CUDA tensors of any floating dtypes are updated
+    by one kernel launch for many tensors.
+
+    A number may be a zero-dimensional tensor; one on a CUDA device is read there by the kernel, and
+    so is one of a list with one for each tensor. ``unless=flag`` writes nothing if that tensor of
+    one element is not zero, decided on its device.
 
     >>> import gpugrad as gg
     >>> @gg.foreach

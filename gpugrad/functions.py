@@ -18,6 +18,7 @@ from .backend import cupy as cuda_backend
 from .backend.device import CPU, as_device
 from .backend.device import device as device_class
 from .backend.numpy import xp as np
+from .codegen.expr import Expr
 from .config import modes
 from .eager import (
     binary,
@@ -163,6 +164,8 @@ def where(condition, input=None, other=None):
     nonzero elements."""
     if input is None and other is None:
         return nonzero(condition, as_tuple=True)
+    if isinstance(condition, Expr):
+        return elementwise(e.where, (condition, input, other))
     condition = condition if isinstance(condition, Tensor) else creation.as_tensor(condition)
     if condition.dtype != dtypes.bool_:
         raise RuntimeError(

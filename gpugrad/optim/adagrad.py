@@ -16,10 +16,10 @@ def adagrad_update(decay: bool, maximize: bool) -> Any:
     """``s = s + g g``, then ``p - lr g / (sqrt(s) + eps)``."""
 
     @gg.foreach
-    def update(p, s, g, *, lr, weight_decay, eps):
+    def update(p, s, g, *, lr, lr_decay, weight_decay, eps, step):
         g = gradient(p, g, weight_decay, decay, maximize)
         s = s + g * g
-        return p - lr * g / (gg.sqrt(s) + eps), s
+        return p - lr / (1 + (step - 1) * lr_decay) * g / (gg.sqrt(s) + eps), s
 
     return update
 
@@ -28,7 +28,7 @@ class Adagrad(Optimizer):
     """Gradient divided by the root of the sum of its squares so far (Duchi et al. 2011).
 
     State per parameter, made at once: ``step`` and ``sum``.
-    ``foreach`` and ``fused``: see :class:`Optimizer`.
+    ``foreach``, ``fused`` and ``master_weights``: see :class:`Optimizer`.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        master_weights: bool = False,
     ) -> None:
         check_at_least_zero(
             lr=lr,
@@ -62,18 +63,22 @@ class Adagrad(Optimizer):
                 "maximize": maximize,
                 **implementation(foreach=foreach, fused=fused),
             },
+            master_weights=master_weights,
         )
         for group in self.param_groups:
             for p in group["params"]:
-                self._start(p, self.state[p], {"sum": group["initial_accumulator_value"]})
+                state = self.state[p]
+                state["step"] = gg.tensor(0.0, dtype=gg.float32)
+                initial = {"sum": group["initial_accumulator_value"]}
+                self._start(p, state, initial, master_weights and gg.dtypes.is_half(p.dtype))
 
     def _update(self, group: dict[str, Any]) -> None:
-        lr, weight_decay = group["lr"], group["weight_decay"]
-        update = adagrad_update(weight_decay != 0, group["maximize"])
-        for step, lists in self._batches(group, {"sum": group["initial_accumulator_value"]}):
-            update(
-                *lists,
-                lr=lr / (1 + (step - 1) * group["lr_decay"]),
-                weight_decay=weight_decay,
-                eps=group["eps"],
-            )
+        self._run(
+            adagrad_update(group["weight_decay"] != 0, group["maximize"]),
+            group,
+            {"sum": group["initial_accumulator_value"]},
+            lr=group["lr"],
+            lr_decay=group["lr_decay"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )

@@ -13,32 +13,30 @@ from .optimizer import Optimizer, check_at_least_zero, gradient, implementation
 
 @cache
 def adam_update(amsgrad: bool, decay: bool, decoupled: bool, maximize: bool) -> Any:
-    """One step on lists of tensors. What only depends on numbers comes in as a number (float64).
+    """One step on lists of tensors. What only depends on numbers is computed once, in float64."""
 
-    take1 = 1 - beta1, take2 = 1 - beta2, shrink = 1 - lr * weight_decay. With the corrections
-    c = 1 - beta**step of both means, size = lr sqrt(c2) / c1 and eps is the user's times sqrt(c2).
-    """
-
-    def moments(p, m, v, g, weight_decay, take1, beta2, take2):
+    def moments(p, m, v, g, weight_decay, beta1, beta2):
         g = gradient(p, g, weight_decay, decay and not decoupled, maximize)
-        return m + take1 * (g - m), beta2 * v + take2 * g * g
+        return m + (1 - beta1) * (g - m), beta2 * v + (1 - beta2) * g * g
 
-    def moved(p, m, v, shrink, size, eps):
-        # m / c1 / (sqrt(v / c2) + eps) with two divisions less
+    def moved(p, m, v, lr, weight_decay, beta1, beta2, eps, step):
+        # m / c1 / (sqrt(v / c2) + eps) with the corrections c = 1 - beta**step of both means, and
+        # with two divisions less
+        root = (1 - beta2**step) ** 0.5
         if decay and decoupled:
-            p = shrink * p
-        return p - size * m / (gg.sqrt(v) + eps)
+            p = (1 - lr * weight_decay) * p
+        return p - lr * root / (1 - beta1**step) * m / (gg.sqrt(v) + eps * root)
 
     @gg.foreach
-    def update(p, m, v, g, *, weight_decay, shrink, take1, beta2, take2, eps, size):
-        m, v = moments(p, m, v, g, weight_decay, take1, beta2, take2)
-        return moved(p, m, v, shrink, size, eps), m, v
+    def update(p, m, v, g, *, lr, weight_decay, beta1, beta2, eps, step):
+        m, v = moments(p, m, v, g, weight_decay, beta1, beta2)
+        return moved(p, m, v, lr, weight_decay, beta1, beta2, eps, step), m, v
 
     @gg.foreach
-    def amsgrad_update(p, m, v, most, g, *, weight_decay, shrink, take1, beta2, take2, eps, size):
-        m, v = moments(p, m, v, g, weight_decay, take1, beta2, take2)
+    def amsgrad_update(p, m, v, most, g, *, lr, weight_decay, beta1, beta2, eps, step):
+        m, v = moments(p, m, v, g, weight_decay, beta1, beta2)
         most = gg.maximum(most, v)
-        return moved(p, m, most, shrink, size, eps), m, v, most
+        return moved(p, m, most, lr, weight_decay, beta1, beta2, eps, step), m, v, most
 
     return amsgrad_update if amsgrad else update
 
@@ -48,7 +46,7 @@ class Adam(Optimizer):
 
     State per parameter: ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``,
     ``max_exp_avg_sq``. ``decoupled_weight_decay=True`` is AdamW.
-    ``foreach`` and ``fused``: see :class:`Optimizer`.
+    ``foreach``, ``fused``, ``capturable`` and ``master_weights``: see :class:`Optimizer`.
 
     >>> x = gg.tensor([1.0], requires_grad=True)
     >>> optimizer = gg.optim.Adam([x], lr=0.1)
@@ -70,6 +68,8 @@ class Adam(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
+        master_weights: bool = False,
         decoupled_weight_decay: bool = False,
     ) -> None:
         check_at_least_zero(lr=lr, eps=eps)
@@ -87,38 +87,35 @@ class Adam(Optimizer):
                 "amsgrad": amsgrad,
                 "maximize": maximize,
                 **implementation(foreach=foreach, fused=fused),
+                "capturable": capturable,
                 "decoupled_weight_decay": decoupled_weight_decay,
             },
+            master_weights=master_weights,
         )
 
     def _update(self, group: dict[str, Any]) -> None:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        weight_decay, amsgrad = group["weight_decay"], group["amsgrad"]
+        beta1, beta2 = group["betas"]
         initial = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
-        if amsgrad:
+        if group["amsgrad"]:
             initial["max_exp_avg_sq"] = 0.0
-        update = adam_update(
-            amsgrad, weight_decay != 0, group["decoupled_weight_decay"], group["maximize"]
+        decay, decoupled = group["weight_decay"] != 0, group["decoupled_weight_decay"]
+        self._run(
+            adam_update(group["amsgrad"], decay, decoupled, group["maximize"]),
+            group,
+            initial,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
         )
-        for step, lists in self._batches(group, initial):
-            root = (1 - beta2**step) ** 0.5
-            update(
-                *lists,
-                weight_decay=weight_decay,
-                shrink=1 - lr * weight_decay,
-                take1=1 - beta1,
-                beta2=beta2,
-                take2=1 - beta2,
-                eps=group["eps"] * root,
-                size=lr * root / (1 - beta1**step),
-            )
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     Every step first scales the parameters by ``1 - lr * weight_decay``.
-    ``foreach`` and ``fused``: see :class:`Optimizer`.
+    ``foreach``, ``fused``, ``capturable`` and ``master_weights``: see :class:`Optimizer`.
 
     >>> x = gg.tensor([1.0], requires_grad=True)
     >>> gg.optim.AdamW([x]).param_groups[0]["weight_decay"]
@@ -137,6 +134,8 @@ class AdamW(Adam):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
+        master_weights: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -148,5 +147,7 @@ class AdamW(Adam):
             maximize=maximize,
             foreach=foreach,
             fused=fused,
+            capturable=capturable,
+            master_weights=master_weights,
             decoupled_weight_decay=True,
         )

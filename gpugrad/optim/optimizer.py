@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import gpugrad as gg
@@ -20,15 +21,30 @@ class Optimizer:
     The options ``foreach`` and ``fused`` of its subclasses are torch's and may be None, True or
     False, not both True (RuntimeError). Updates are always fused over lists of parameters: the
     result and the speed are the same with any of them.
+
+    Arithmetic is in float32 for 16-bit parameters. ``master_weights=True`` also keeps a float32
+    copy of each of them in its state (``master``), and the rest of the state in float32: small
+    steps add up there, and the parameter is the copy rounded.
+
+    ``capturable=True`` counts the steps of CUDA parameters on their device, as a captured graph
+    needs it. So does a :class:`gpugrad.amp.GradScaler`, which sets ``found_inf``: a tensor of one
+    element that makes ``step`` leave everything as it is unless it is zero. On CUDA the kernels ask
+    it, and the host does not wait. The learning rate may be a zero-dimensional tensor.
     """
 
-    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+    found_inf: gg.Tensor | None = None
+
+    def __init__(
+        self, params: Iterable[Any], defaults: dict[str, Any], *, master_weights: bool = False
+    ) -> None:
         if isinstance(params, gg.Tensor):
             raise TypeError(
                 "params argument given to the optimizer should be an iterable of Tensors or dicts, "
                 f"but got {type(params).__name__}; put it in a list"
             )
         self.defaults = defaults
+        self.master_weights = master_weights
+        self._counts_on_device = False  # some parameter's steps
         self.state: defaultdict[gg.Tensor, dict[str, Any]] = defaultdict(dict)
         self.param_groups: list[dict[str, Any]] = []
         self._opt_called = False  # a scheduler stepped before the optimizer warns
@@ -52,6 +68,9 @@ class Optimizer:
             with gg.enable_grad():
                 loss = closure()
         self._opt_called = True
+        found = self.found_inf
+        if found is not None and not found.is_cuda and found.item():
+            return loss
         for group in self.param_groups:
             self._update(group)
         return loss
@@ -59,48 +78,140 @@ class Optimizer:
     def _update(self, group: dict[str, Any]) -> None:
         raise NotImplementedError(f"{type(self).__name__} defines neither _update nor step")
 
-    def _batches(
-        self, group: dict[str, Any], initial: Mapping[str, float]
-    ) -> Iterator[tuple[int, list[list[gg.Tensor]]]]:
+    def _run(
+        self, update: Any, group: dict[str, Any], initial: Mapping[str, float], **numbers: Any
+    ) -> None:
+        """Apply a ``foreach`` update to the parameters of a group that have a gradient.
+
+        Its lists are the parameters, one per name in ``initial``, and the gradients; state tensors
+        that do not exist yet are filled with the value in ``initial``. ``numbers`` are its scalars,
+        but for ``step``, the number of steps made with this one, if it reads it.
+        """
+        reads_step = "step" in update.scalars
+        for batch in self._batches(group, initial):
+            if reads_step:
+                numbers["step"] = batch.step
+            if batch.stored:
+                update.storing()(batch.stored, *batch.lists, unless=self.found_inf, **numbers)
+            else:
+                update(*batch.lists, unless=self.found_inf, **numbers)
+
+    def _batches(self, group: dict[str, Any], initial: Mapping[str, float]) -> Iterable[_Batch]:
         """The parameters that have a gradient, with their state, by the number of their steps.
 
-        Advances ``state["step"]``. Yields (step, [params, one list per name in ``initial``,
-        grads]); state tensors that do not exist yet are filled with the value in ``initial``.
-        Almost always all parameters have made the same number of steps: one batch.
+        Almost always all have made the same number of steps: one batch.
         """
-        batches: dict[int, list[list[gg.Tensor]]] = {}
+        capturable = self.found_inf is not None or group.get("capturable", False)
+        if capturable or self.master_weights or self._counts_on_device:
+            return self._special_batches(group, initial, capturable)
+        batches: dict[int, _Batch] = {}
         for p in group["params"]:
             grad = p.grad
             if grad is None:
                 continue
             state = self.state[p]
-            if len(state) <= len(initial):
-                self._start(p, state, initial)
-            count = state["step"].array
-            step = int(count.item()) + 1
-            count.fill(step)  # a fifth of the time of count += 1
+            counter = state.get("step")
+            if counter is None:
+                step = self._count(p, state, group)
+                if len(state) < len(initial) + ("step" in state):
+                    self._start(p, state, initial, False)
+            else:  # _count, written out
+                count = counter.array
+                step = int(count.item()) + 1
+                count.fill(step)  # a fifth of the time of count += 1
+                if len(state) <= len(initial):
+                    self._start(p, state, initial, False)
             batch = batches.get(step)
             if batch is None:
-                batch = batches[step] = [[] for _ in range(len(initial) + 2)]
-            batch[0].append(p)
-            for i, name in enumerate(initial, 1):
+                batch = batches[step] = _Batch(step, len(initial) + 2)
+            lists = batch.lists
+            lists[0].append(p)
+            for k, name in enumerate(initial, 1):
                 value = state[name]
                 if p.is_cuda or value.is_cuda:
                     value = state[name] = beside(p, value)
-                batch[i].append(value)
-            batch[-1].append(grad)
-        return iter(batches.items())
+                lists[k].append(value)
+            lists[-1].append(grad)
+        return batches.values()
 
-    def _start(self, p: gg.Tensor, state: dict[str, Any], initial: Mapping[str, float]) -> None:
-        """Add what is missing. The number of steps is a float32 tensor on the CPU, as in torch."""
-        if "step" not in state:
-            state["step"] = gg.tensor(0.0, dtype=gg.float32)
+    def _special_batches(
+        self, group: dict[str, Any], initial: Mapping[str, float], on_device: bool
+    ) -> Iterable[_Batch]:
+        """The same where the device counts steps, or 16-bit parameters have master copies."""
+        batches: dict[Any, _Batch] = {}
+        for p in group["params"]:
+            grad = p.grad
+            if grad is None:
+                continue
+            state = self.state[p]
+            for name in ("step", "master", *initial):
+                value = state.get(name)
+                if value is not None and (name != "step" or value.is_cuda):
+                    state[name] = beside(p, value)
+            if (on_device and p.is_cuda) or self._counts_on_device:
+                step = self._count_on_device(p, state, group, on_device)
+            else:
+                step = self._count(p, state, group)
+            counted = step.__class__ is gg.Tensor
+            master = self.master_weights and gg.dtypes.is_half(p.dtype)
+            self._start(p, state, initial, master)
+            key = (None if counted else step, master)
+            batch = batches.get(key)
+            if batch is None:
+                batch = batches[key] = _Batch([] if counted else step, len(initial) + 2)
+            if counted:
+                batch.step.append(step)
+            if master:
+                batch.stored.append(p)
+                p = state["master"]
+            values = [p, *[state[name] for name in initial], grad]
+            for tensors, value in zip(batch.lists, values, strict=True):
+                tensors.append(value)
+        for batch in batches.values():
+            if batch.step.__class__ is list:
+                advance()(batch.step, unless=self.found_inf)
+        return batches.values()
+
+    def _count(self, p: gg.Tensor, state: dict[str, Any], group: dict[str, Any]) -> int:
+        """Advance ``state["step"]``, a float32 tensor on the CPU as in torch; the new number."""
+        step = state.get("step")
+        if step is None:
+            step = state["step"] = gg.tensor(0.0, dtype=gg.float32)
+        number = int(step.item()) + 1
+        step.array.fill(number)
+        return number
+
+    def _count_on_device(
+        self, p: gg.Tensor, state: dict[str, Any], group: dict[str, Any], on_device: bool
+    ) -> Any:
+        """The tensor with the number of steps made, yet to be advanced; the number with this one if
+        it is not on a device and need not be."""
+        step = state.get("step")
+        if step is None:
+            step = state["step"] = gg.zeros((), dtype=gg.float32, device=p.device)
+        elif on_device and p.is_cuda and not step.is_cuda:
+            step = state["step"] = gg.full((), step.item(), dtype=gg.float32, device=p.device)
+        if not step.is_cuda:
+            return self._count(p, state, group)
+        self._counts_on_device = True
+        return step
+
+    def _start(
+        self, p: gg.Tensor, state: dict[str, Any], initial: Mapping[str, float], master: bool
+    ) -> None:
+        """Add the state that is missing."""
+        like = p.detach()
+        if master:
+            if "master" not in state:
+                state["master"] = like.float()
+            like = state["master"]
         for name, value in initial.items():
             if state.get(name) is None:
-                state[name] = gg.full_like(p.detach(), value)
+                state[name] = gg.full_like(like, value)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients; ``set_to_none=False`` fills them with zeros in place instead."""
+        on_cuda = []
         for group in self.param_groups:
             for p in group["params"]:
                 if set_to_none:
@@ -108,7 +219,12 @@ class Optimizer:
                 elif p.grad is not None:
                     if p.grad.requires_grad:
                         p.grad = p.grad.detach()
-                    p.grad.zero_()
+                    if p.grad.is_cuda:
+                        on_cuda.append(p.grad)
+                    else:
+                        p.grad.zero_()
+        if on_cuda:
+            zero()(on_cuda)
 
     # -- parameter groups --------------------------------------------------------------------------
 
@@ -221,7 +337,8 @@ class Optimizer:
             if p is None:
                 state[index] = copy.deepcopy(values)
             else:
-                state[p] = {name: _loaded(p, name, value) for name, value in values.items()}
+                wide = "master" in values
+                state[p] = {name: _loaded(p, name, value, wide) for name, value in values.items()}
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
             saved["params"] = group["params"]
             if "param_names" in group:
@@ -243,24 +360,65 @@ def beside(p: gg.Tensor, value: gg.Tensor) -> gg.Tensor:
     return value if value.device == p.device else value.to(p.device)
 
 
-def _loaded(p: gg.Tensor, name: str, value: Any) -> Any:
-    """A saved value for the state of ``p``: a copy, tensors on its device and of its dtype."""
+def _loaded(p: gg.Tensor, name: str, value: Any, wide: bool) -> Any:
+    """A saved value for the state of ``p``: a copy, tensors on its device and of its dtype, or in
+    float32 beside a master copy."""
     if name == "step":
         return gg.tensor(float(value), dtype=gg.float32)
     if not isinstance(value, gg.Tensor) and hasattr(value, "__array__"):
         value = gg.as_tensor(value)
     if isinstance(value, gg.Tensor):
         floating = gg.dtypes.is_differentiable(p.dtype)
-        target = value.to(device=p.device, dtype=p.dtype if floating else value.dtype)
-        return target.detach().clone()
+        dtype = (gg.float32 if wide else p.dtype) if floating else value.dtype
+        return value.to(device=p.device, dtype=dtype).detach().clone()
     return copy.deepcopy(value)
+
+
+class _Batch:
+    """Parameters that have made the same number of steps: ``step`` with this one, or a list of the
+    tensors that count them. ``stored`` are the 16-bit parameters whose master copies are updated;
+    ``lists`` the tensors of an update."""
+
+    __slots__ = ("lists", "step", "stored")
+
+    def __init__(self, step: Any, lists: int):
+        self.step = step
+        self.stored: list[gg.Tensor] = []
+        self.lists: list[list[gg.Tensor]] = [[] for _ in range(lists)]
+
+
+@cache
+def advance() -> Any:
+    """Count one more step, on the device."""
+
+    @gg.foreach
+    def count(step):
+        return step + 1
+
+    return count
+
+
+@cache
+def zero() -> Any:
+    """Fill with zeros, also what is not finite."""
+
+    @gg.foreach
+    def fill(g):
+        return 0.0
+
+    return fill
 
 
 def check_at_least_zero(**options: float) -> None:
     """Raise ValueError for options below zero; the keywords name them in torch's words."""
     for name, value in options.items():
         if isinstance(value, gg.Tensor):
-            raise TypeError(f"{name} must be a Python number, got a Tensor; pass {name}.item()")
+            if name == "lr" and value.numel() == 1:
+                if value.is_cuda:
+                    continue  # asking would wait for the device
+                value = value.item()
+            else:
+                raise TypeError(f"{name} must be a Python number, got a Tensor; pass {name}.item()")
         if not value >= 0.0:
             what = {"lr": "learning rate", "eps": "epsilon value"}.get(name, f"{name} value")
             raise ValueError(f"Invalid {what}: {value}")

@@ -13,17 +13,15 @@ from .optimizer import Optimizer, check_at_least_zero, gradient, implementation
 
 @cache
 def rmsprop_update(centered: bool, momentum: bool, decay: bool, maximize: bool) -> Any:
-    """One step on lists of tensors; ``s`` averages squares, ``a`` gradients; ``b``: the buffer.
+    """One step on lists of tensors; ``s`` averages squares, ``a`` gradients; ``b``: the buffer,
+    ``factor``: the momentum."""
 
-    take = 1 - alpha and factor, the momentum, are numbers.
-    """
-
-    def step(p, s, b, a, g, lr, weight_decay, alpha, take, eps, factor):
+    def move(p, s, b, a, g, lr, weight_decay, alpha, eps, factor):
         g = gradient(p, g, weight_decay, decay, maximize)
-        s = alpha * s + take * g * g
+        s = alpha * s + (1 - alpha) * g * g
         variance = s
         if centered:
-            a = a + take * (g - a)
+            a = a + (1 - alpha) * (g - a)
             variance = s - a * a
         g = g / (gg.sqrt(variance) + eps)
         if momentum:
@@ -31,21 +29,21 @@ def rmsprop_update(centered: bool, momentum: bool, decay: bool, maximize: bool) 
         return p - lr * g, s, b, a
 
     @gg.foreach
-    def plain(p, s, g, *, lr, weight_decay, alpha, take, eps, factor):
-        return step(p, s, 0.0, 0.0, g, lr, weight_decay, alpha, take, eps, factor)[:2]
+    def plain(p, s, g, *, lr, weight_decay, alpha, eps, factor):
+        return move(p, s, 0.0, 0.0, g, lr, weight_decay, alpha, eps, factor)[:2]
 
     @gg.foreach
-    def with_buffer(p, s, b, g, *, lr, weight_decay, alpha, take, eps, factor):
-        return step(p, s, b, 0.0, g, lr, weight_decay, alpha, take, eps, factor)[:3]
+    def with_buffer(p, s, b, g, *, lr, weight_decay, alpha, eps, factor):
+        return move(p, s, b, 0.0, g, lr, weight_decay, alpha, eps, factor)[:3]
 
     @gg.foreach
-    def with_mean(p, s, a, g, *, lr, weight_decay, alpha, take, eps, factor):
-        p, s, _, a = step(p, s, 0.0, a, g, lr, weight_decay, alpha, take, eps, factor)
+    def with_mean(p, s, a, g, *, lr, weight_decay, alpha, eps, factor):
+        p, s, _, a = move(p, s, 0.0, a, g, lr, weight_decay, alpha, eps, factor)
         return p, s, a
 
     @gg.foreach
-    def with_both(p, s, b, a, g, *, lr, weight_decay, alpha, take, eps, factor):
-        return step(p, s, b, a, g, lr, weight_decay, alpha, take, eps, factor)
+    def with_both(p, s, b, a, g, *, lr, weight_decay, alpha, eps, factor):
+        return move(p, s, b, a, g, lr, weight_decay, alpha, eps, factor)
 
     if momentum:
         return with_both if centered else with_buffer
@@ -57,7 +55,7 @@ class RMSprop(Optimizer):
 
     State per parameter: ``step``, ``square_avg``, and ``momentum_buffer`` and ``grad_avg`` when
     ``momentum`` or ``centered`` ask for them.
-    ``foreach``: see :class:`Optimizer`.
+    ``foreach``, ``capturable`` and ``master_weights``: see :class:`Optimizer`.
     """
 
     def __init__(
@@ -72,6 +70,8 @@ class RMSprop(Optimizer):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        master_weights: bool = False,
     ) -> None:
         check_at_least_zero(
             lr=lr, eps=eps, momentum=momentum, weight_decay=weight_decay, alpha=alpha
@@ -87,7 +87,9 @@ class RMSprop(Optimizer):
                 "weight_decay": weight_decay,
                 "maximize": maximize,
                 **implementation(foreach=foreach),
+                "capturable": capturable,
             },
+            master_weights=master_weights,
         )
 
     def _update(self, group: dict[str, Any]) -> None:
@@ -98,14 +100,13 @@ class RMSprop(Optimizer):
             initial["momentum_buffer"] = 0.0
         if centered:
             initial["grad_avg"] = 0.0
-        update = rmsprop_update(centered, momentum > 0, weight_decay != 0, group["maximize"])
-        for _, lists in self._batches(group, initial):
-            update(
-                *lists,
-                lr=group["lr"],
-                weight_decay=weight_decay,
-                alpha=group["alpha"],
-                take=1 - group["alpha"],
-                eps=group["eps"],
-                factor=momentum,
-            )
+        self._run(
+            rmsprop_update(centered, momentum > 0, weight_decay != 0, group["maximize"]),
+            group,
+            initial,
+            lr=group["lr"],
+            weight_decay=weight_decay,
+            alpha=group["alpha"],
+            eps=group["eps"],
+            factor=momentum,
+        )

@@ -8,7 +8,7 @@ from typing import Any
 
 import gpugrad as gg
 
-from .optimizer import Optimizer, beside, check_at_least_zero, gradient, implementation
+from .optimizer import Optimizer, check_at_least_zero, gradient, implementation
 
 
 @cache
@@ -24,12 +24,16 @@ def sgd_update(decay: bool, maximize: bool) -> Any:
 
 @cache
 def momentum_update(nesterov: bool, decay: bool, maximize: bool) -> Any:
-    """``b = keep b + take g``, then ``p - lr b``, or with Nesterov ``p - lr (g + momentum b)``."""
+    """``b = momentum b + take g``, then ``p - lr b``, or with Nesterov ``p - lr (g + momentum b)``.
+
+    The buffer becomes the first gradient as it is: later ones are dampened.
+    """
 
     @gg.foreach
-    def update(p, b, g, *, lr, weight_decay, momentum, keep, take):
+    def update(p, b, g, *, lr, weight_decay, momentum, dampening, step):
         g = gradient(p, g, weight_decay, decay, maximize)
-        b = keep * b + take * g
+        take = gg.where(step <= 1, 1.0, 1.0 - dampening)
+        b = momentum * b + take * g
         return p - lr * (g + momentum * b if nesterov else b), b
 
     return update
@@ -40,7 +44,7 @@ class SGD(Optimizer):
 
     State: ``momentum_buffer``, which starts as the first gradient. Formula and defaults are torch's
     (Sutskever et al. 2013, with the learning rate outside of the momentum).
-    ``foreach`` and ``fused``: see :class:`Optimizer`.
+    ``foreach``, ``fused`` and ``master_weights``: see :class:`Optimizer`.
 
     >>> x = gg.tensor([1.0], requires_grad=True)
     >>> optimizer = gg.optim.SGD([x], lr=0.1)
@@ -62,6 +66,7 @@ class SGD(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        master_weights: bool = False,
     ) -> None:
         check_at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
@@ -77,34 +82,43 @@ class SGD(Optimizer):
                 "maximize": maximize,
                 **implementation(foreach=foreach, fused=fused),
             },
+            master_weights=master_weights,
         )
 
     def _update(self, group: dict[str, Any]) -> None:
         options = {"lr": group["lr"], "weight_decay": group["weight_decay"]}
         variant = (group["weight_decay"] != 0, group["maximize"])
         momentum = group["momentum"]
+        if momentum == 0 and self.master_weights:
+            self._run(sgd_update(*variant), group, {}, **options)
+            return
         if momentum == 0:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                sgd_update(*variant)(params, [p.grad for p in params], **options)
+                grads = [p.grad for p in params]
+                sgd_update(*variant)(params, grads, unless=self.found_inf, **options)
             return
-        first: tuple[list, list, list] = ([], [], [])  # parameters, buffers, gradients
-        later: tuple[list, list, list] = ([], [], [])
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            buffer = self.state[p].get("momentum_buffer")
-            batch = later
-            if buffer is None:
-                buffer = self.state[p]["momentum_buffer"] = gg.zeros_like(p.detach())
-                batch = first
-            elif p.is_cuda or buffer.is_cuda:
-                buffer = self.state[p]["momentum_buffer"] = beside(p, buffer)
-            for values, value in zip(batch, (p, buffer, p.grad), strict=True):
-                values.append(value)
-        update = momentum_update(group["nesterov"], *variant)
-        if first[0]:  # the buffer becomes the first gradient, not dampened
-            update(*first, momentum=momentum, keep=0.0, take=1.0, **options)
-        if later[0]:
-            take = 1.0 - group["dampening"]
-            update(*later, momentum=momentum, keep=momentum, take=take, **options)
+        self._run(
+            momentum_update(group["nesterov"], *variant),
+            group,
+            {"momentum_buffer": 0.0},
+            momentum=momentum,
+            dampening=group["dampening"],
+            **options,
+        )
+
+    def _count(self, p: gg.Tensor, state: dict[str, Any], group: dict[str, Any]) -> int:
+        """1 for the first step with a momentum buffer, 2 for later ones."""
+        return 1 if state.get("momentum_buffer") is None else 2
+
+    def _count_on_device(
+        self, p: gg.Tensor, state: dict[str, Any], group: dict[str, Any], on_device: bool
+    ) -> Any:
+        """Only where gradients are dampened and the device decides whether a step is made, it must
+        count."""
+        if not (group["momentum"] and group["dampening"] and p.is_cuda):
+            return self._count(p, state, group)
+        if "step" not in state:
+            made = float(self._count(p, state, group) - 1)
+            state["step"] = gg.full((), made, dtype=gg.float32, device=p.device)
+        return super()._count_on_device(p, state, group, on_device)

@@ -198,7 +198,7 @@ def test_saved_to_a_file(tmp_path):
 def test_options_and_repr_are_those_of_torch(torch, name):
     ours = getattr(gg.optim, name)([_leaf()], lr=0.1, foreach=True)
     theirs = getattr(torch.optim, name)([torch.ones(1, requires_grad=True)], lr=0.1, foreach=True)
-    absent = {"differentiable", "capturable"}  # they would need an update that is recorded
+    absent = {"differentiable"}  # it would need an update that is recorded
     assert set(ours.param_groups[0]) == set(theirs.param_groups[0]) - absent
     lines = repr(theirs).splitlines()
     kept = [line for line in lines if line.strip().split(":")[0] not in absent]
