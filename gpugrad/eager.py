@@ -22,14 +22,15 @@ from .autograd.engine import (
 )
 from .backend import arrays as backend_arrays
 from .backend import cupy as cuda_backend
-from .backend.device import CPU, mixed_devices
+from .backend.device import CPU, device, mixed_devices
 from .backend.memory import LARGE
 from .backend.numpy import xp as np
+from .codegen import cuda
 from .codegen.arrays import compile_program, straight_line
 from .codegen.expr import Expr
 from .codegen.functions import functions_for
 from .config import modes, settings
-from .dtypes import category, is_differentiable, of_scalar, result_type_of
+from .dtypes import category, is_differentiable, is_floating, of_scalar, result_type_of
 from .errors import user_line
 from .ops import core
 from .ops import shape as shape_ops
@@ -189,6 +190,10 @@ cuda_backend.when_several(_look_at_devices)
 def elementwise(op: Elementwise, args) -> Tensor:
     """Run an elementwise operation on tensors, arrays and Python numbers with torch's type
     promotion."""
+    if cuda_backend.in_use() and not modes.special:
+        result = _on_gpu(op, args)
+        if result is not None:
+            return result
     if any(isinstance(a, Expr) for a in args):  # inside foreach: build the expression
         return apply(op, args, {})
     args = [_operand(op, a) for a in args]
@@ -211,6 +216,51 @@ def elementwise(op: Elementwise, args) -> Tensor:
         raise _shape_error(op.name, values) or error from None
     except TypeError as error:  # NumPy has no such function of these dtypes
         raise RuntimeError(f"{op.name} is not supported for dtype {target}: {error}") from None
+
+
+def _on_gpu(op: Elementwise, args) -> Tensor | None:
+    """The short way of CUDA tensors of one floating dtype, and numbers: a kernel that was prepared
+    for such arguments. None where the general way must be taken."""
+    values, signature = [], []
+    here = cuda_backend.current_device() if cuda_backend.several() else None
+    for a in args:
+        if a.__class__ in _tensor_types:
+            x = a.array
+            if x.__class__ is _ndarray or (here is not None and x.data.device_id != here):
+                return None
+            values.append(x)
+            signature += (x.shape, x.strides, x.dtype)
+        elif a.__class__ is float or a.__class__ is int:
+            values.append(a)
+            signature.append(a.__class__)
+        else:
+            return None
+    signature = tuple(signature)
+    plan = op.gpu_plans.get(signature, op)
+    if plan is op:  # not asked before
+        if len(op.gpu_plans) >= 256:
+            op.gpu_plans.clear()
+        plan = op.gpu_plans[signature] = _plan_on_gpu(op, values)
+    results = None if plan is None else plan(values)
+    if results is None:
+        return None
+    result = wrap(results[0])
+    if not modes.unusual or modes.local.grad:
+        for a in args:
+            if a.__class__ in _tensor_types and a._node is not None:
+                record(op, args, {}, result)
+                break
+    return result
+
+
+def _plan_on_gpu(op: Elementwise, values):
+    """A prepared kernel, if nothing must be promoted or moved for it."""
+    arrays = [v for v in values if v.__class__ not in _SCALARS]
+    floats = {a.dtype for a in arrays if is_floating(a.dtype)}
+    first = 1 if op.name == "where" else 0
+    if len(floats) != 1 or _compute_dtype(op, values[first:]) not in floats:
+        return None
+    return cuda.plan(op.forward, values)
 
 
 def _with_number(a, gpu):
@@ -272,13 +322,22 @@ def same_device(name, values):
 
     Raises DeviceError if they are on different devices; a zero-dimensional CPU array goes with any.
     """
-    if all(isinstance(v, _HOST) for v in values):
+    if not cuda_backend.in_use():
         return None
-    arrays = [v for v in values if backend_arrays.is_array(v)]
-    devices = {backend_arrays.device_of(a) for a in arrays if a.ndim or not isinstance(a, _ndarray)}
-    if len(devices) > 1:
+    index, mixed, on_cpu = None, False, False
+    for v in values:
+        if isinstance(v, _HOST):
+            on_cpu = on_cpu or (isinstance(v, _ndarray) and v.ndim > 0)
+        elif cuda_backend.is_array(v):
+            here = v.data.device_id
+            mixed = mixed or (index is not None and here != index)
+            index = here
+    if index is None:
+        return None
+    if mixed or on_cpu:
+        arrays = [v for v in values if backend_arrays.is_array(v)]
         raise mixed_devices(name, [(tuple(a.shape), backend_arrays.device_of(a)) for a in arrays])
-    return devices.pop() if devices else None
+    return cuda_backend.require(device("cuda", index))
 
 
 # ------------------------------------------------------------------------------------------------

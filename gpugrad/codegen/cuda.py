@@ -320,12 +320,12 @@ def run(program: Program, args: Sequence) -> list | None:
     signature = tuple(
         [(a.shape, a.strides, a.dtype) if a.__class__ is ndarray else a.__class__ for a in args]
     )
-    plan = program.cuda_plans.get(signature, _plan)
-    if plan is _plan:
+    found = program.cuda_plans.get(signature, program)
+    if found is program:
         if len(program.cuda_plans) >= _PLANS:
             program.cuda_plans.clear()
-        plan = program.cuda_plans[signature] = _plan(program, args)
-    return None if plan is None else plan(args)
+        found = program.cuda_plans[signature] = plan(program, args)
+    return None if found is None else found(args)
 
 
 class _Plan:
@@ -387,7 +387,9 @@ class _Plan:
         return outputs
 
     def _prepare(self) -> cuda_module.Prepared | None:
-        """Compile for the current device; None and a report if that fails."""
+        """Compile for the current device; None, and a report the first time, if that fails."""
+        if self.program.cuda_plans.__class__ is _NoPlans:
+            return None
         try:
             launch = cuda_module.prepare(
                 kernel_for(self.program, self.variant), self.blocks, BLOCK, len(self.numbers),
@@ -435,7 +437,7 @@ class _Layout(NamedTuple):
         return (self.inner, *self.rows, *strided, *rows)
 
 
-def _plan(program: Program, args: Sequence) -> _Plan | None:
+def plan(program: Program, args: Sequence) -> _Plan | None:
     """How to run a program on arguments like these; None if CuPy must."""
     if not cuda_module.enabled() or not program.computed:
         return None

@@ -195,6 +195,7 @@ class Elementwise(Op):
         self._small: Callable | None = None
         self.short: Callable | None = None  # the function with a short path for tensors (eager.py)
         self._backward: dict[tuple, Rule] = {}
+        self.gpu_plans: dict = {}  # prepared kernels of the short way (eager.py)
 
     # ---- the expression and its derivatives
 
@@ -270,10 +271,15 @@ class Elementwise(Op):
         program."""
         first = next((a for a in args if hasattr(a, "dtype")), None)
         xp = array_module(first) if first is not None else array_module(1.0)
+        return run_program(self.forward, args, xp)
+
+    @property
+    def forward(self) -> Program:
+        """The forward computation as a program of arrays."""
         if self._forward is None:
             full = self.names if self.arity == 1 else ()
             self._forward = Program([self.body], self.names, full)
-        return run_program(self._forward, args, xp)
+        return self._forward
 
     def vjp(self, g, out, args, params, needs):
         rule = self.rule(tuple(needs))
@@ -380,11 +386,11 @@ def _call_by_name(name: str, *args):
 def run_program(program: Program, args, xp):
     """Run an array program: large ones natively, else in cache-sized pieces over several threads if
     the arrays are flat, else directly."""
-    functions = functions_for(xp)
     if xp.__name__ == "cupy":
         outputs = cuda.run(program, args)
         if outputs is not None:
             return outputs[0] if len(outputs) == 1 else outputs
+    functions = functions_for(xp)
     if wide.has_bfloat16(args):
         results = run_program(program, wide.widen(args), xp)
         if len(program.outputs) == 1:

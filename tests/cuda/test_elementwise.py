@@ -128,7 +128,7 @@ def test_offsets_of_64_bits_compute_the_same(rng):
     program = Program([op.body], op.names, ())
     a = cupy.asarray(rng.normal(size=(6, 10)).astype("float32"))
     b = cupy.asarray(rng.normal(size=(6, 1)).astype("float32"))
-    plan = cuda._plan(program, (a, b))
+    plan = cuda.plan(program, (a, b))
     wide = plan.variant._replace(wide=True)
     out = cupy.empty((6, 10), "float32")
     kernel = cuda.kernel_for(program, wide)
