@@ -9,7 +9,7 @@ from typing import Any
 
 from . import creation, functions
 from .autograd.grad_mode import no_grad
-from .backend.arrays import array_module
+from .backend.arrays import array_module, there
 from .backend.arrays import item as array_item
 from .backend.numpy import xp as np
 from .dtypes import is_floating
@@ -851,14 +851,17 @@ def nll_loss(
         scale = -1.0 / (values.size or math.nan) if reduction == "mean" else -1.0
         return index_ops.pick(input, target, scale, axis=1, total=total)
     _check_targets(input, target, ignore_index)
-    xp = array_module(values)
-    kept = values != ignore_index
-    values = xp.where(kept, values, 0)
-    factor = kept.astype(input.dtype)
-    if weight is not None:
-        factor *= weight.array[values]
-    loss = index_ops.pick(input, values, -factor, axis=1, total=total)
-    return loss / wrap(xp.asarray(factor.sum())) if reduction == "mean" else loss
+    with there(values):
+        xp = array_module(values)
+        kept = values != ignore_index
+        values = xp.where(kept, values, 0)
+        factor = kept.astype(input.dtype)
+        if weight is not None:
+            factor *= weight.array[values]
+        total_factor = wrap(xp.asarray(factor.sum())) if reduction == "mean" else None
+        minus = -factor
+    loss = index_ops.pick(input, values, minus, axis=1, total=total)
+    return loss if total_factor is None else loss / total_factor
 
 
 def _all_count(values, classes: int, ignore_index: int) -> bool:
@@ -959,7 +962,8 @@ def _smoothing_loss(logp, target, weight, ignore_index, reduction, axis):
     shape_ = [1] * logp.ndim
     shape_[axis] = -1
     weighted = logp if weight is None else logp * functions.reshape(weight, *shape_)
-    kept = wrap((target.array != ignore_index).astype(logp.dtype))
+    with there(target.array):
+        kept = wrap((target.array != ignore_index).astype(logp.dtype))
     loss = -functions.sum(weighted, axis) * kept * (1.0 / classes)
     if reduction != "mean":
         return _reduce(loss, reduction)

@@ -220,25 +220,26 @@ def isclose(
     input, other, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
 ) -> Tensor:
     """Elementwise ``|input - other| <= atol + rtol * |other|``."""
-    return wrap(
-        backend_arrays.array_module(input.array).isclose(
-            input.array, other.array, rtol, atol, equal_nan
-        )
-    )
+    a, b = input.array, other.array
+    same_device("isclose", (a, b))
+    with backend_arrays.there(a):
+        return wrap(backend_arrays.array_module(a).isclose(a, b, rtol, atol, equal_nan))
 
 
 def allclose(
     input, other, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
 ) -> bool:
     """Whether all elements are close (see ``isclose``)."""
-    return bool(backend_arrays.item(isclose(input, other, rtol, atol, equal_nan).array.all()))
+    return bool(backend_arrays.item(all(isclose(input, other, rtol, atol, equal_nan)).array))
 
 
 def equal(input, other) -> bool:
     """Whether two tensors have the same shape and values."""
-    return input.shape == other.shape and bool(
-        backend_arrays.item((input.array == other.array).all())
-    )
+    if input.shape != other.shape:
+        return False
+    same_device("equal", (input.array, other.array))
+    with backend_arrays.there(input.array):
+        return bool(backend_arrays.item((input.array == other.array).all()))
 
 
 def nan_to_num(input, nan: float = 0.0, posinf=None, neginf=None) -> Tensor:
@@ -1507,7 +1508,11 @@ def _setitem(self, index, value) -> None:
         return
     try:
         places = [i.array if isinstance(i, Tensor) else i for i in indices]
-        index_ops.assign(self.array, value.array, places, pattern)
+        if self.is_cuda:
+            with backend_arrays.there(self.array):
+                index_ops.assign(self.array, value.array, places, pattern)
+        else:
+            index_ops.assign(self.array, value.array, places, pattern)
     except ValueError as error:
         raise RuntimeError(
             f"shape mismatch in assignment to an index of a tensor of shape {tuple(self.shape)}: "
@@ -1713,15 +1718,17 @@ def _fast_in_place(op):
             if isinstance(other, Tensor):
                 y = other.array
                 plain = (other._node is None or not recorded) and y.dtype == x.dtype
+                plain = plain and y.__class__ is x.__class__
             else:
                 y = other
                 plain = isinstance(y, (int, float)) and x.dtype.kind == "f"
             if plain:
-                function = numpy_function
-                if x.__class__ is not np.ndarray:
-                    function = getattr(backend_arrays.array_module(x), array_name)
                 try:
-                    function(x, y, x)
+                    if x.__class__ is np.ndarray:
+                        numpy_function(x, y, x)
+                    else:
+                        with backend_arrays.there(x):
+                            getattr(backend_arrays.array_module(x), array_name)(x, y, x)
                 except ValueError:
                     return write(self, op(self, other))  # which explains the shapes
                 bump_version(self)
@@ -1783,7 +1790,11 @@ def fill_(self, value) -> Tensor:
         _check_forward_mode(self, value)
     if recording() and (self._node is not None or self._view is not None):
         return write(self, creation.full_like(self, value))
-    self.array.fill(value)
+    if self.is_cuda:
+        with backend_arrays.there(self.array):
+            self.array.fill(value)
+    else:
+        self.array.fill(value)
     bump_version(self)
     return self
 
@@ -1903,13 +1914,18 @@ def _bitwise(logical, name):
             raise RuntimeError(
                 f'"{name}" is not implemented for {a.dtype}; compare first, e.g. (x > 0) & (y > 0)'
             )
-        return wrap(getattr(backend_arrays.array_module(a), name)(a, b))
+        same_device(name, (a, b))
+        with backend_arrays.there(a):
+            return wrap(getattr(backend_arrays.array_module(a), name)(a, b))
 
     return operator
 
 
 def _invert(self):
-    return logical_not(self) if self.dtype.kind == "b" else wrap(~self.array)
+    if self.dtype.kind == "b":
+        return logical_not(self)
+    with backend_arrays.there(self.array):
+        return wrap(~self.array)
 
 
 def _install(methods: dict) -> None:
