@@ -397,6 +397,7 @@ class _Product:
     def __init__(self, problem: _Problem, dtype, device: int, alignment: int, modes: int):
         self.problem, self.dtype, self.device = problem, dtype, device
         self.library, self.handle = _library(), _handle(device)
+        self.matmul = self.library.cublasLtMatmul
         self._owned: list = []
         self._pointers = threading.Lock()
         kind = _TYPES[dtype.name]
@@ -471,7 +472,7 @@ class _Product:
     def run(self, a: int, b: int, c: int, d: int, stream: int, alpha=None, beta=None) -> None:
         """Queue ``D = alpha A @ B + beta C`` at these addresses on a stream of the device."""
         size = self.workspace
-        status = self.library.cublasLtMatmul(
+        status = self.matmul(
             self.handle, self.desc, alpha or self.one, b, self.a, a, self.b, beta or self.zero,
             c, self.d, d, self.d, self.algo, _workspace(self.device, stream) if size else None,
             size, stream,

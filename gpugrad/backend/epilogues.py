@@ -35,9 +35,15 @@ class Saved(NamedTuple):
 
 
 def affine(x, w, b):
-    """``x @ w.T + b`` in one call; None where the product of its own is to be used."""
+    """``x @ w.T + b``, in one call where possible; None where cuBLASLt is not to compute it."""
     found = _with_bias("linear+bias", "bias", x, w, b)
-    return None if found is None else found[0]
+    if found is not None:
+        return found[0]
+    out = cublas.linear(x, w)
+    if out is not None:
+        with backend.on_device_of(out):
+            out += b
+    return out
 
 
 def activated(x, w, b, activation: str, save: bool = True):
