@@ -68,6 +68,31 @@ def test_products_in_every_layout(cp, dtype):
     )
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4), (1, 1)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_factors_of_matrices(cp, dtype, shape):
+    rng = np.random.default_rng(2)
+    a = (rng.normal(size=shape) + 4 * np.eye(shape[-1])).astype(dtype)
+    b = rng.normal(size=(*shape[:-1], 2)).astype(dtype)
+    symmetric = a @ a.swapaxes(-1, -2)
+    cases = {"inv": (a,), "solve": (a, b), "det": (a,), "slogdet": (a,), "cholesky": (symmetric,)}
+    for name, arrays in cases.items():
+        found = getattr(cp.linalg, name)(*map(cp.asarray, arrays))
+        expected = getattr(np.linalg, name)(*arrays)
+        if not isinstance(found, tuple):
+            found, expected = (found,), (expected,)
+        for x, y in zip(found, expected, strict=True):
+            np.testing.assert_allclose(x.get(), y, rtol=1e-4, err_msg=name)
+    with pytest.raises(NotImplementedError):  # CuPy's refusal
+        stream = new_stream(cp)
+        with stream:
+            stream.begin_capture()
+            try:
+                cp.linalg.inv(cp.asarray(cp.eye(3)))
+            finally:
+                stream.end_capture()
+
+
 def test_two_devices(cp, write):
     with cp.cuda.Device(1):
         there = cp.ones(3, f4)

@@ -2,9 +2,9 @@
 
 ``activate()`` before CuPy is imported; then ``import cupy`` and ``device="cuda"`` work: two devices
 with 4 GiB each, streams, events, stream capture, graphs, pinned memory, kernels compiled by g++
-(tests/cuda/shim) and a cuBLAS. What cannot run here is the machine code inside NVIDIA's libraries
-and CuPy's wheel: cuFFT, cuSOLVER, cuRAND, cuSPARSE, CUB; sorting (``sorting.py``) and factors of
-matrices (``solving.py``) are NumPy's.
+(tests/cuda/shim) and what gpugrad needs of cuBLAS and cuSOLVER. What cannot run here is the machine
+code inside NVIDIA's libraries and CuPy's wheel: cuFFT, cuRAND, cuSPARSE, eigenvalues and singular
+values, CUB; sorting is NumPy's (``sorting.py``).
 
 What it adds to a GPU: ``counters()`` of launches, allocations, copies and waits; ``watch`` for who
 makes them; fresh device memory is poisoned and ends at a guard page; ``deferred()`` runs queued
@@ -45,8 +45,8 @@ def activate() -> None:
     # CUB is machine code inside the wheel; CuPy's own kernels do without it.
     os.environ["CUPY_ACCELERATORS"] = ""
     _device = _open(folder / "libcuda.so.1")
-    for library in ("libcublasLt", "libcublas"):
-        (path,) = folder.glob(f"{library}.so.*")
+    # CuPy takes a library that is loaded under the right name, before it searches NVIDIA's wheels.
+    for path in sorted(folder.glob("lib*.so.*")):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     _replace_runtime(folder)
     from . import sorting
@@ -55,9 +55,6 @@ def activate() -> None:
     from . import compiling
 
     compiling.install()
-    from . import solving
-
-    solving.install()
 
 
 def _open(path) -> ctypes.CDLL:

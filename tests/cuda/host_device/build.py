@@ -1,9 +1,10 @@
 """Build the host-memory device: ``python -m tests.cuda.host_device.build``.
 
-Three libraries come of it, in a folder of the cache named by a hash of everything they depend on:
+Some libraries come of it, in a folder of the cache named by a hash of everything they depend on:
 
 - ``libcuda.so.1``: the device (``*.cpp`` here); CuPy's driver module finds it by its soname;
-- ``libcublas.so.13`` and ``libcublasLt.so.13``: the matrix products, named as CuPy's are;
+- ``libcublas.so.13``, ``libcublasLt.so.13``, ``libcusolver.so.12``: products and factorizations of
+  matrices, named as the libraries CuPy asks for;
 - ``runtime.*.so``: CuPy's module of the CUDA runtime. The one in the wheel has NVIDIA's runtime
   linked in, which talks to a real driver only, so this one module is built anew from CuPy's sdist
   against our ``libcuda``.
@@ -19,6 +20,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -29,8 +31,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DEVICE_SOURCES = ("system.cpp", "memory.cpp", "streams.cpp", "kernels.cpp", "recording.cpp")
-# What is not modelled answers cudaErrorNotSupported or CUBLAS_STATUS_NOT_SUPPORTED.
-CUDA_NOT_SUPPORTED, CUBLAS_NOT_SUPPORTED = 801, 15
+# What is not modelled answers cudaErrorNotSupported, or an error code of the libraries.
+CUDA_NOT_SUPPORTED, LIBRARY_NOT_SUPPORTED = 801, 15
+# cuda-pathfinder wants to see these before it takes cuSOLVER; nothing of them is called.
+EMPTY = ("libnvJitLink.so.13", "libcusparse.so.12")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter")
 
 
@@ -229,17 +233,20 @@ def build_library(work: Path, soname: str, source: Path, needed: set[str]) -> No
     if source.exists():
         objects.append(compile_source(source, work / f"{source.name}.o", "-O3"))
         have = symbols(objects[0], "--defined-only")
-    objects.append(stubs(needed - have, CUBLAS_NOT_SUPPORTED, work, f"{source.stem}_stubs"))
+    name, _, _ = soname.partition(".")
+    objects.append(stubs(needed - have, LIBRARY_NOT_SUPPORTED, work, f"stubs_of_{name}"))
     link(work / soname, objects, f"-L{work}", "-l:libcuda.so.1", "-Wl,-rpath,$ORIGIN")
 
 
-def cublas_functions() -> set[str]:
-    """The functions CuPy's module of cuBLAS imports."""
+def imported_by(name: str) -> tuple[str, set[str]]:
+    """The library that a module of CuPy needs, such as ``libcublas.so.13``, and its functions."""
     import cupy_backends
 
     folder = Path(cupy_backends.__file__).parent / "cuda" / "libs"
-    (module,) = folder.glob("cublas.*.so")
-    return {s for s in symbols(module, "-D", "-u") if s.startswith("cublas")}
+    (module,) = folder.glob(f"{name}.*.so")
+    listed = run("readelf", "--dynamic", str(module))
+    (soname,) = re.findall(rf"NEEDED.*\[(lib{name}\.so[.\d]*)\]", listed)
+    return soname, {s for s in symbols(module, "-D", "-u") if s.startswith(name)}
 
 
 def built_for() -> int:
@@ -253,9 +260,13 @@ def build_all(work: Path) -> None:
     cuda_version = built_for()
     runtime = runtime_object(work, cuda_version)
     build_device(work, runtime, cuda_version)
-    major = cuda_version // 1000
-    build_library(work, f"libcublas.so.{major}", HERE / "cublas.cpp", cublas_functions())
-    build_library(work, f"libcublasLt.so.{major}", HERE / "cublaslt.cpp", {"cublasLtGetVersion"})
+    for name in ("cublas", "cusolver"):
+        soname, functions = imported_by(name)
+        build_library(work, soname, HERE / f"{name}.cpp", functions)
+    for soname in EMPTY:
+        build_library(work, soname, HERE / "none", set())
+    lt = f"libcublasLt.so.{cuda_version // 1000}"
+    build_library(work, lt, HERE / "cublaslt.cpp", {"cublasLtGetVersion"})
     extension = work / f"runtime{sysconfig.get_config_var('EXT_SUFFIX')}"
     link(extension, [runtime], f"-L{work}", "-l:libcuda.so.1", "-Wl,-rpath,$ORIGIN")
 

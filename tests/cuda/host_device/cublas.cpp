@@ -1,4 +1,4 @@
-// The part of cuBLAS that CuPy's dot, matmul and tensordot use, on the host-memory device.
+// The part of cuBLAS that CuPy's dot, matmul, tensordot and linalg use, on the host-memory device.
 //
 // Work goes through the device's streams, so capture and replay see it. Matrices are column-major.
 // Arithmetic is float for half, bfloat16 and float, double for double; every product is summed in
@@ -7,15 +7,9 @@
 #include <cuda_fp16.h>
 #include <library_types.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <functional>
+#include "library.hpp"
+
 #include <vector>
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-extern "C" int host_device_submit(void* stream, const char* name, int (*run)(void*), void* argument,
-                                  void (*release)(void*));
 
 namespace {
 
@@ -24,21 +18,10 @@ enum Status { kSuccess = 0, kInvalidValue = 7, kExecutionFailed = 13 };
 enum ComputeType { kCompute16F = 64, kCompute16FPedantic = 65, kCompute64F = 70,
                    kCompute64FPedantic = 71, kCompute32I = 72, kCompute32IPedantic = 73 };
 
-struct Handle {
-  void* stream = nullptr;
-  int pointer_mode = 0, math_mode = 0;
-};
+using library::Handle;
 
 int queue(void* handle, const char* name, std::function<void()> work) {
-  using Work = std::function<void()>;
-  const int error = host_device_submit(
-      ((Handle*)handle)->stream, name,
-      [](void* w) {
-        (*(Work*)w)();
-        return 0;
-      },
-      new Work(std::move(work)), [](void* w) { delete (Work*)w; });
-  return error ? kExecutionFailed : kSuccess;
+  return library::queue(handle, name, std::move(work)) ? kExecutionFailed : kSuccess;
 }
 
 size_t size_of(int type) {
@@ -200,6 +183,40 @@ int ger(void* handle, int m, int n, const T* alpha_, const T* x, int step_x, con
   });
 }
 
+// Factors of many matrices, their inverses and solutions. Without pivots there are no exchanges.
+template <class T>
+int getrf_batched(void* handle, int n, T* const* a, int lda, int* pivots, int* info, int batches) {
+  return queue(handle, "getrf", [=] {
+    for (int i = 0; i < batches; ++i)
+      info[i] = library::factorize<T>({a[i], lda}, n, n, pivots + (int64_t)i * n);
+  });
+}
+
+template <class T>
+int getrs_batched(void* handle, int transposed, int n, int columns, const T* const* a, int lda,
+                  const int* pivots, T* const* b, int ldb, int* info, int batches) {
+  *info = 0;  // of the arguments; host memory
+  return queue(handle, "getrs", [=] {
+    for (int i = 0; i < batches; ++i)
+      library::solve<T>({(T*)a[i], lda}, pivots + (int64_t)i * n, n, {b[i], ldb}, columns,
+                        transposed != 0);
+  });
+}
+
+template <class T>
+int getri_batched(void* handle, int n, const T* const* a, int lda, const int* pivots,
+                  T* const* inverse, int ldc, int* info, int batches) {
+  return queue(handle, "getri", [=] {
+    for (int i = 0; i < batches; ++i) {
+      const library::Matrix<T> c{inverse[i], ldc};
+      for (int row = 0; row < n; ++row)
+        for (int column = 0; column < n; ++column) c(row, column) = row == column;
+      library::solve<T>({(T*)a[i], lda}, pivots + (int64_t)i * n, n, c, n, false);
+      info[i] = 0;
+    }
+  });
+}
+
 }  // namespace
 
 EXPORT int cublasCreate_v2(void** handle) {
@@ -264,6 +281,20 @@ EXPORT int cublasSetWorkspace_v2(void*, void*, size_t) { return kSuccess; }
   EXPORT int cublas##P##ger_v2(void* handle, int m, int n, const T* alpha, const T* x, int sx,     \
                                const T* y, int sy, T* a, int lda) {                                \
     return ger(handle, m, n, alpha, x, sx, y, sy, a, lda);                                         \
+  }                                                                                                \
+  EXPORT int cublas##P##getrfBatched(void* handle, int n, T* const* a, int lda, int* pivots,       \
+                                     int* info, int batches) {                                     \
+    return getrf_batched(handle, n, a, lda, pivots, info, batches);                                \
+  }                                                                                                \
+  EXPORT int cublas##P##getrsBatched(void* handle, int t, int n, int columns, const T* const* a,   \
+                                     int lda, const int* pivots, T* const* b, int ldb, int* info,  \
+                                     int batches) {                                                \
+    return getrs_batched(handle, t, n, columns, a, lda, pivots, b, ldb, info, batches);            \
+  }                                                                                                \
+  EXPORT int cublas##P##getriBatched(void* handle, int n, const T* const* a, int lda,              \
+                                     const int* pivots, T* const* inverse, int ldc, int* info,     \
+                                     int batches) {                                                \
+    return getri_batched(handle, n, a, lda, pivots, inverse, ldc, info, batches);                  \
   }
 
 TYPED(S, float)
