@@ -203,9 +203,10 @@ class GraphDraws:
 
     def end(self) -> None:
         """The capture is over. It has drawn nothing."""
-        self.generator._graph = None
-        self.count = self.generator._position - self.start
-        self.generator._position = self.start
+        if self.generator._graph is self:
+            self.generator._graph = None
+            self.count = self.generator._position - self.start
+            self.generator._position = self.start
 
     def next(self) -> None:
         """Before a replay: take the next numbers."""

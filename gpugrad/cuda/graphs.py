@@ -8,6 +8,7 @@ So
   as the graph, else a replay would write into memory that has gone to another array;
 * run the work once or twice before it is recorded ("warm up"): the first run compiles kernels,
   makes the state of optimizers and so on;
+* random numbers are fresh at every replay: the place in the stream lies in device memory;
 * nothing may be recorded that waits for the device or copies from or to the host: ``.item()``,
   ``print``, ``bool(tensor)``, ``.cpu()``, ``tensor([...], device="cuda")``, boolean masks.
 
@@ -22,6 +23,7 @@ from typing import Any
 
 from ..backend import cupy as backend
 from ..backend.cuda_memory import PrivatePool, is_capturing, text_of_bytes
+from ..random import Generator, GraphDraws
 from .devices import index_of
 from .streams import Stream, current_stream, stream
 
@@ -53,6 +55,11 @@ class CUDAGraph:
         self._graph: Any = None
         self._pool: PrivatePool | None = None
         self._recording: _Recording | None = None
+        self._draws = [GraphDraws()]
+
+    def register_generator_state(self, generator: Generator) -> None:
+        """Let a generator other than the default one draw fresh numbers at every replay, too."""
+        self._draws.append(GraphDraws(generator))
 
     def capture_begin(
         self, pool: PrivatePool | CUDAGraph | None = None, capture_error_mode: str = "relaxed"
@@ -76,7 +83,7 @@ class CUDAGraph:
         if isinstance(pool, CUDAGraph):
             pool = pool.pool()
         self._pool = PrivatePool() if pool is None else pool
-        self._recording = _Recording(self._pool, capture_error_mode)
+        self._recording = _Recording(self._pool, capture_error_mode, self._draws)
 
     def capture_end(self) -> None:
         """End the recording. Raises RuntimeError if something was queued that cannot be
@@ -100,6 +107,8 @@ class CUDAGraph:
         """Queue the recorded work on the current stream."""
         if self._graph is None:
             raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
+        for draws in self._draws:
+            draws.next()
         self._graph.launch()
 
     def reset(self) -> None:
@@ -125,9 +134,9 @@ class CUDAGraph:
 class _Recording:
     """One recording under way: a capturing stream, a private allocator, no garbage collection."""
 
-    def __init__(self, pool: PrivatePool, mode: str):
+    def __init__(self, pool: PrivatePool, mode: str, draws: list[GraphDraws]):
         cupy = backend.cupy()
-        self.pool = pool
+        self.pool, self.draws = pool, draws
         self.stream = current_stream()
         if not self.stream.cuda_stream:
             raise RuntimeError(
@@ -143,11 +152,15 @@ class _Recording:
         self.allocator.__enter__()
         try:
             self.stream.cupy.begin_capture(modes[mode])
+            for d in draws:
+                d.begin()
         except BaseException:
             self._restore()
             raise
 
     def _restore(self) -> None:
+        for d in self.draws:
+            d.end()
         self.allocator.__exit__(None, None, None)
         if self.collected:
             gc.enable()
