@@ -146,15 +146,21 @@ def interpret_there(op: Op, args, params) -> Tensor:
         same_device(op.name, values)
     with cuda_backend.on_device_of(on_gpu[0]):
         result = interpret(op, args, params)
-    node = result._node
+    _run_there(result._node)
+    return result
+
+
+def _run_there(node) -> None:
+    """Let a record (if it is one) run on the device of its cotangent."""
     if node is not None and node.edges:
         node.run = _running_there(node.run)
-    return result
 
 
 @cache
 def _running_there(run: Callable) -> Callable:
     """The backward function of a record, on the device of the cotangent."""
+    if run.__name__ == "run_there":  # it is that already
+        return run
 
     def run_there(node, g, keep):
         if g.__class__ is _ndarray or not backend_arrays.is_array(g):
@@ -249,6 +255,8 @@ def _on_gpu(op: Elementwise, args) -> Tensor | None:
         for a in args:
             if a.__class__ in _tensor_types and a._node is not None:
                 record(op, args, {}, result)
+                if here is not None:
+                    _run_there(result._node)
                 break
     return result
 

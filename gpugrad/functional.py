@@ -949,8 +949,9 @@ def _cross_entropy_of_rows(input, target, ignore_index: int, reduction: str, smo
         return None
     count = ()
     if reduction == "mean":
-        kept = functions.sum(wrap(classes != ignore_index)).array
-        count = (kept.astype(x.dtype if x.dtype.itemsize >= 4 else np.float32),)
+        with there(classes):
+            kept = functions.sum(wrap(classes != ignore_index)).array
+            count = (kept.astype(x.dtype if x.dtype.itemsize >= 4 else np.float32),)
     return nn_ops.cross_entropy_of_logits(
         input, target, *count, hole=ignore_index, smoothing=smoothing, total=reduction != "none"
     )

@@ -388,7 +388,11 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
         if g is None:  # nothing but missing cotangents arrived: pass that on
             parts = (None,) * len(edges)
         elif with_tensors:
-            parts = node.tensors(g)
+            if isinstance(g, Tensor):
+                with there(g.array):
+                    parts = node.tensors(g)
+            else:
+                parts = node.tensors(g)
             if not keep:
                 node.release()
         else:
