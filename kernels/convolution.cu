@@ -24,6 +24,9 @@
 typedef STORAGE T;
 typedef Compute<T> Real;
 constexpr int THREADS = (BM / TM) * (BN / TN);
+// Blocks a multiprocessor can hold at once: one of the largest tile, whose sums alone take half of
+// its registers.
+constexpr int BLOCKS = TM * TN < 64 ? 2 : 1;
 
 // How results lie over sources along one axis: the source of result t and tap u is
 // start + t * step + u * reach, which is zero padding outside 0 .. source - 1; result t is written at
@@ -269,7 +272,7 @@ __device__ __forceinline__ long long target(const Layer& p, const Digits& at, in
          row * p.columns.target + column;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 convolve(const T* x, const T* w, T* y, const Layer p) {
   const int tiles = (p.width + BM - 1) / BM;
   const int group = blockIdx.y / tiles, m = blockIdx.y % tiles * BM, n = blockIdx.x * BN;
@@ -295,7 +298,7 @@ convolve(const T* x, const T* w, T* y, const Layer p) {
 }
 
 // `sums` is (chunks, filters, channels, taps). Chunk c takes the depths from c * chunk on.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 filters(const T* g, const T* x, Real* sums, long long chunk, const Layer p) {
   const int tiles = (p.width + BM - 1) / BM, columns = p.depth * p.taps();
   const int group = blockIdx.y / tiles, m = blockIdx.y % tiles * BM, n = blockIdx.x * BN;

@@ -42,10 +42,6 @@ class Layout(NamedTuple):
     wide: int  # channels of a block
 
     @property
-    def argument(self) -> np.ndarray:
-        return np.array([self[:4]], np.int32).view([("values", np.int32, 4)])
-
-    @property
     def grid(self) -> tuple[int, int]:
         return (self.chunks, ceil_div(self.channels, self.wide))
 
@@ -63,7 +59,7 @@ def moments(x, *running, momentum=0.0):
     if not (mean.flags.c_contiguous and variance.flags.c_contiguous):
         raise Unsupported("running averages that are views")
     x = backend.contiguous(x)
-    sizes = (mean, variance, float(momentum) if running else 0.0, layout.argument)
+    sizes = (mean, variance, float(momentum) if running else 0.0, _sizes(layout))
     kernel = _kernel("moments", layout, parameter, x)
     kernel(layout.grid, (_BLOCK,), (x, parts, found, *sizes))
     if layout.chunks > 1:
@@ -81,7 +77,7 @@ def batch_norm(x, weight, bias, mean, variance, *, eps, training):
     mean, variance = _moments(x, mean, variance)
     y = backend.empty(x.shape, x.dtype)
     kernel = _kernel("normalize", layout, parameter, x, y)
-    args = (x, weight, bias, mean, variance, y, float(eps), layout.argument)
+    args = (x, weight, bias, mean, variance, y, float(eps), _sizes(layout))
     kernel(layout.grid, (_BLOCK,), args)
     return y
 
@@ -97,12 +93,12 @@ def backward(g, x, weight, mean, variance, *, needs: Sequence[bool], eps, traini
     mean, variance = _moments(x, mean, variance)
     parts = backend.empty((2, layout.channels, layout.chunks), _real(x))
     kernel = _kernel("sums", layout, parameter, g, x)
-    kernel(layout.grid, (_BLOCK,), (g, x, mean, parts, layout.argument))
+    kernel(layout.grid, (_BLOCK,), (g, x, mean, parts, _sizes(layout)))
     with_gx = bool(needs[0])
     gx = backend.empty(x.shape, x.dtype) if with_gx else x
     gweight, gbias = (backend.empty(weight.shape, weight.dtype) for _ in range(2))
     args = (g, x, weight, mean, variance, parts, gx, gweight, gbias)
-    args = (*args, float(eps), int(training), int(with_gx), layout.argument)
+    args = (*args, float(eps), int(training), int(with_gx), _sizes(layout))
     kernel = _kernel("gradients", layout, parameter, g, x, gx)
     kernel((layout.chunks if with_gx else 1, layout.grid[1]), (_BLOCK,), args)
     found = (gx, gweight, gbias)
@@ -141,6 +137,12 @@ def _layout(shape) -> Layout:
     if count > _MOST or ceil_div(channels, wide) > _MOST_BLOCKS:
         raise Unsupported("more elements than 32 bits count")
     return Layout(channels, positions, count, chunks, wide)
+
+
+@lru_cache(4096)
+def _sizes(layout: Layout) -> np.ndarray:
+    """What the kernels take of a layout, as a struct that is passed by value."""
+    return np.array(layout[:4], np.int32).view([("values", np.int32, 4)])
 
 
 def _kernel(function: str, layout: Layout, parameter: np.dtype, *arrays) -> Launcher:

@@ -104,12 +104,6 @@ class Layer(NamedTuple):
     def taps(self) -> int:
         return self.rows.taps * self.columns.taps
 
-    @property
-    def argument(self) -> np.ndarray:
-        """The layer as a struct that is passed by value."""
-        values = np.array([*self[:6], *self.rows, *self.columns], np.int32)
-        return values.view([("values", np.int32, len(values))])
-
 
 # ------------------------------------------------------------------------------------------------
 # the three operations
@@ -252,6 +246,13 @@ def _checked(layer: Layer) -> Layer:
 # launches
 
 
+@lru_cache(4096)
+def _argument(layer: Layer) -> np.ndarray:
+    """The layer as a struct that is passed by value."""
+    values = np.array([*layer[:6], *layer.rows, *layer.columns], np.int32)
+    return values.view([("values", np.int32, len(values))])
+
+
 @cache
 def _kernel(function: str, dtype: str, tile: Tile) -> Launcher:
     names = ("BM", "BN", "BK", "TM", "TN")
@@ -262,7 +263,7 @@ def _kernel(function: str, dtype: str, tile: Tile) -> Launcher:
 def _convolve(layer: Layer, x, w, y) -> None:
     """Launch the products that fill ``y``, or its places of one residue."""
     x, w = backend.contiguous(x), backend.contiguous(w)
-    args = (x, w, y, layer.argument)
+    args = (x, w, y, _argument(layer))
     if layer.width < LEAST_CHANNELS:
         grid = (ceil_div(layer.windows, 256), layer.groups * layer.width)
         kernel, threads = _kernel("convolve_direct", x.dtype.name, DIRECT), 256
@@ -285,7 +286,7 @@ def _filters(layer: Layer, g, x, shape):
     chunk, chunks = _chunks(layer, columns)
     real = np.dtype("float64" if name == "float64" else "float32")
     sums = backend.empty((chunks, prod(shape)), real)
-    args = (g, x, sums, chunk, layer.argument)
+    args = (g, x, sums, chunk, _argument(layer))
     if _is_direct(layer, columns):
         _kernel("filters_direct", name, DIRECT)((prod(shape), chunks), (256,), args)
     else:
