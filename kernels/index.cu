@@ -9,7 +9,7 @@ typedef WORD Word;
 
 // out[p, c] = x[index[p], c] of a table of `rows` contiguous rows of `words` words Word: an embedding.
 // Rows of bad indices are zeros. Neighbouring threads take neighbouring words of a row.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     take_rows(const Word* __restrict__ x, const Index* __restrict__ index, Word* __restrict__ out,
               long long count, long long words, long long rows, ErrorRecord* record,
               long long site, long long strict) {
@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // out[e] = x[place of e], 0 where there is none.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     gather(const Word* __restrict__ x, Word* __restrict__ out, const Places p, long long count,
            INDEX_PARAMETERS) {
   FINDER;
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // x[place of e] = value[e]; places do not repeat.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     scatter(Word* __restrict__ x, const Word* __restrict__ value, const Places p, long long count,
             INDEX_PARAMETERS) {
   FINDER;
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // key[e] = place of e; `none` where there is none or the place is `dropped`.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     keys(unsigned* __restrict__ key, const Places p, long long count, long long none,
          long long dropped, INDEX_PARAMETERS) {
   FINDER;
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // last[place of e] = the greatest e of this place: the one that is written last. The maximum is the
 // same in whatever order the atomics come.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     mark_last(int* __restrict__ last, const Places p, long long count, INDEX_PARAMETERS) {
   FINDER;
   FOR_EACH(element, count) {
@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // x[place of e] = value[e] for the last of those elements that share a place. `marks` gives the
 // place of a position, `width` elements belong to a position.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     put(Word* __restrict__ x, const Word* __restrict__ value, const int* __restrict__ last,
         const Places p, const Places marks, long long count, long long width, INDEX_PARAMETERS) {
   FINDER;
@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // Report what is not in [0, bound).
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     check_range(const Index* __restrict__ index, long long count, long long bound,
                 ErrorRecord* record, long long site) {
   FOR_EACH(element, count) checked_label(index[element], bound, record, site);

@@ -244,6 +244,11 @@ def _new(shape, dtype):
     return backend.cupy().ndarray(shape, dtype)
 
 
+def _contiguous(array):
+    """An array in C order; CuPy's ``ascontiguousarray`` makes a vector of a number."""
+    return array if array.flags.c_contiguous else array.copy("C")
+
+
 def _zeros(shape, dtype):
     return backend.cupy().zeros(shape, dtype)
 
@@ -287,8 +292,7 @@ def _read(x, out, places, indices: list, strict: bool, *error) -> None:
 
 def _take_rows(x, index, strict: bool, message: str):
     """Rows of a contiguous table, in words as large as their length and addresses allow."""
-    cupy = backend.cupy()
-    index = cupy.ascontiguousarray(index)
+    index = _contiguous(index)
     out = _new(index.shape + x.shape[1:], x.dtype)
     if not out.size:
         return out
@@ -423,7 +427,7 @@ def _keys(places, count: int, indices: list, addressing, rows: int, dropped: int
 def _add_rows(values, keys, table, rows: int, columns: int) -> None:
     """Add rows of values to rows of a table of zeros, given by their keys."""
     count = keys.size
-    values = backend.cupy().ascontiguousarray(values)
+    values = _contiguous(values)
     keys, positions = _sort(keys, rows)
     kind = table.dtype.name
     sums = np.dtype("f8" if kind == "float64" else kind if kind.startswith("int") else "f4")
@@ -587,7 +591,7 @@ def _pick(function, source, out, addressed, steps, others, index, scale, axis) -
     if is_array:
         if scale.dtype != source.dtype:
             raise _Unfit
-        factor = backend.cupy().ascontiguousarray(scale)
+        factor = _contiguous(scale)
     else:
         factor = float(scale)
     if not index.size:
@@ -629,7 +633,7 @@ def check_range(index, bound: int, message: str, error: type[Exception]):
     """Report numbers that are not in ``[0, bound)``: the exception comes with the next wait for
     the device."""
     (index,) = _integers([index])
-    index = backend.cupy().ascontiguousarray(index)
+    index = _contiguous(index)
     if index.size:
         kernel = _index_kernel("check_range", 1, index.dtype.name, 1, _is_wide(index.size))
         site = device_errors.site(message, error)
