@@ -247,6 +247,7 @@ from .functions import (
     var_mean,
     where,
 )  # fmt: skip
+from .lists import foreach_norm
 from .random import (
     Generator,
     default_generator,
@@ -259,7 +260,8 @@ from .random import (
 from .tensor import Tensor
 
 if _TYPE_CHECKING:
-    from . import io, nn, optim, tape, testing, train, utils, vision
+    from . import amp, io, nn, optim, tape, testing, train, utils, vision
+    from .amp import autocast
     from .io import load, load_checkpoint, save, save_checkpoint
     from .tape import GradientTape
 
@@ -268,13 +270,21 @@ __version__ = "0.1.0"
 bool = bool_
 
 # Built on the public names above, and imported when first used.
-_LAZY = ("nn", "optim", "utils", "vision", "io", "train", "testing", "tape")
+_LAZY = ("amp", "nn", "optim", "utils", "vision", "io", "train", "testing", "tape")
 _LAZY_NAMES = {
     "save": "io",
     "load": "io",
     "save_checkpoint": "io",
     "load_checkpoint": "io",
     "GradientTape": "tape",
+    "autocast": "amp",
+    "clear_autocast_cache": "amp",
+    "get_autocast_dtype": "amp",
+    "is_autocast_available": "amp",
+    "is_autocast_cache_enabled": "amp",
+    "is_autocast_enabled": "amp",
+    "set_autocast_cache_enabled": "amp",
+    "set_autocast_dtype": "amp",
 }
 
 

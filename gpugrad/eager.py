@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from .autocasting import policy_of
 from .autograd.engine import (
     ElementwiseNode,
     lines,
@@ -31,7 +32,7 @@ from .codegen.expr import Expr
 from .codegen.functions import functions_for
 from .config import modes, settings
 from .dtypes import category, is_differentiable, is_floating, of_scalar, result_type_of
-from .errors import user_line
+from .errors import no_complex_gradients, user_line
 from .ops import core
 from .ops import shape as shape_ops
 from .ops.core import Elementwise, Meta, Op, Rule, apply
@@ -89,7 +90,7 @@ def _interpret_one(op: Op, x: Tensor, params) -> Tensor:
     if edge is None or (modes.unusual and not modes.local.grad):
         return result
     plan = op.plan_of_one
-    if plan is None or modes.special or z.dtype.kind == "V":
+    if plan is None or modes.special or z.dtype.kind in "Vc":
         record(op, (x,), params, result)
     elif z.dtype.kind in "fc":
         out = version = None
@@ -107,6 +108,8 @@ def record(op: Op, args, params, result: Tensor) -> None:
     array = result.array
     if not plan.wanted or not is_differentiable(array.dtype):
         return
+    if array.dtype.kind == "c":
+        raise no_complex_gradients(f"{op.name} gives complex numbers, and an argument has a history")
     if len(args) == 1 and not isinstance(op, Elementwise):
         op.plan_of_one = plan
     out = version = None
@@ -203,6 +206,8 @@ def elementwise(op: Elementwise, args) -> Tensor:
     if any(isinstance(a, Expr) for a in args):  # inside foreach: build the expression
         return apply(op, args, {})
     args = [_operand(op, a) for a in args]
+    if modes.special and (policy := policy_of(op.name, *args)):
+        args = list(policy.arguments(tuple(args)))
     values = [a.array if isinstance(a, Tensor) else a for a in args]
     first = 1 if op.name == "where" else 0  # the condition takes no part in promotion
     target = _compute_dtype(op, values[first:])

@@ -8,11 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from . import creation, functions
+from .autocasting import policy_of
 from .autograd.grad_mode import no_grad
 from .backend.arrays import array_module, there
 from .backend.arrays import item as array_item
 from .backend.numpy import xp as np
-from .dtypes import is_floating
+from .config import modes
+from .dtypes import finfo, is_floating, is_half
 from .eager import elementwise
 from .functions import flatten as flatten
 from .functions import log_softmax, overwrite, sigmoid, softmax, tanh
@@ -136,6 +138,8 @@ def linear(input, weight, bias=None) -> Tensor:
 
     Raises RuntimeError naming both shapes if the last size of the input is not ``in``.
     """
+    if modes.special and (policy := policy_of("linear", input, weight, bias)):
+        return policy(linear, input, weight, bias)
     x, w = input.array, weight.array
     if x.ndim and w.ndim == 2 and x.dtype is w.dtype and x.shape[-1] == w.shape[1]:
         if x.__class__ is not np.ndarray or w.__class__ is not np.ndarray:
@@ -287,6 +291,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups: in
     ``padding`` is a number, a pair, "valid" or "same". Raises RuntimeError if shapes or dtypes do
     not fit.
     """
+    if modes.special and (policy := policy_of("conv2d", input, weight, bias)):
+        return policy(conv2d, input, weight, bias, stride, padding, dilation, groups)
     _check_conv(input, weight, bias, groups, 2)
     stride, dilation = _pair(stride), _pair(dilation)
     padding = _conv_padding(padding, weight.shape[2:], stride, dilation)
@@ -310,6 +316,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups: in
 
 def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
     """Cross-correlation of sequences (N, C, L) or (C, L) with filters (O, C/groups, k)."""
+    if modes.special and (policy := policy_of("conv1d", input, weight, bias)):
+        return policy(conv1d, input, weight, bias, stride, padding, dilation, groups)
     _check_conv(input, weight, bias, groups, 1)
     pad = padding if isinstance(padding, str) else (0, _pair(padding, 1)[0])
     image, filters = functions.unsqueeze(input, -2), functions.unsqueeze(weight, -2)
@@ -344,6 +352,10 @@ def conv_transpose2d(
 ) -> Tensor:
     """The transpose of ``conv2d`` (its gradient to the input); filters are (C, O/groups, kh,
     kw)."""
+    if modes.special and (policy := policy_of("conv_transpose2d", input, weight, bias)):
+        return policy(
+            conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation
+        )
     stride, padding, dilation, extra = (
         _pair(stride),
         _pair(padding),
@@ -582,19 +594,23 @@ def _last_dims(input, normalized_shape, weight=None, bias=None) -> tuple[int, ..
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps: float = 1e-05) -> Tensor:
     """Zero mean and unit variance over the last dimensions, then scale and shift. Source: Ba et
     al., 2016."""
+    if modes.special and (policy := policy_of("layer_norm", input)):
+        return policy(layer_norm, input, normalized_shape, weight, bias, eps)
     axes = len(_last_dims(input, normalized_shape, weight, bias))
     if _one_row(input.dtype, weight, bias):
         functions._check_devices("layer_norm", input, weight, bias)
         return nn_ops.layer_norm(input, weight, bias, eps=eps)
     out = _standardize(input, axes, eps)
     out = out if weight is None else out * weight
-    return out if bias is None else out + bias
+    return _like_input(input, out if bias is None else out + bias)
 
 
 def rms_norm(input, normalized_shape, weight=None, eps: float | None = None) -> Tensor:
     """Unit root mean square over the last dimensions, then scale. Source: Zhang and Sennrich,
     2019."""
-    eps = float(np.finfo(input.dtype).eps) if eps is None else eps
+    if modes.special and (policy := policy_of("rms_norm", input)):
+        return policy(rms_norm, input, normalized_shape, weight, eps)
+    eps = float(finfo(input.dtype).eps) if eps is None else eps
     dims = _last_dims(input, normalized_shape, weight)
     if _one_row(input.dtype, weight):
         functions._check_devices("rms_norm", input, weight)
@@ -605,6 +621,8 @@ def rms_norm(input, normalized_shape, weight=None, eps: float | None = None) -> 
 
 def group_norm(input, num_groups: int, weight=None, bias=None, eps: float = 1e-05) -> Tensor:
     """Zero mean and unit variance over groups of channels. Source: Wu and He, 2018."""
+    if modes.special and (policy := policy_of("group_norm", input)):
+        return policy(group_norm, input, num_groups, weight, bias, eps)
     n, c = input.shape[:2]
     if c % num_groups:
         raise RuntimeError(
@@ -613,9 +631,8 @@ def group_norm(input, num_groups: int, weight=None, bias=None, eps: float = 1e-0
         )
     _check_channels(c, weight=weight, bias=bias)
     grouped = functions.reshape(input, n, num_groups, -1)
-    return _scale_channels(
-        functions.reshape(_standardize(grouped, 1, eps), *input.shape), weight, bias
-    )
+    standard = functions.reshape(_standardize(grouped, 1, eps), *input.shape)
+    return _like_input(input, _scale_channels(standard, weight, bias))
 
 
 def _check_channels(channels: int, **tensors) -> None:
@@ -625,6 +642,11 @@ def _check_channels(channels: int, **tensors) -> None:
                 f"{name} should contain {channels} elements, one for each channel, but has shape "
                 f"{tuple(x.shape)}"
             )
+
+
+def _like_input(input, out) -> Tensor:
+    """A normalised tensor in the dtype of a 16-bit input: weights may be float32, as in torch."""
+    return out.to(dtype=input.dtype) if is_half(input.dtype) and out.dtype != input.dtype else out
 
 
 def _scale_channels(x, weight, bias):
@@ -669,6 +691,10 @@ def batch_norm(
         return _batch_norm_row(
             input, running_mean, running_var, weight, bias, training, momentum, eps
         )
+    if is_half(input.dtype):  # statistics in float32, the running ones in their own dtype
+        wide = input.float()
+        out = batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps)
+        return out.to(dtype=input.dtype)
     shape_ = (1, -1) + (1,) * (input.ndim - 2)
     if not training and running_mean is not None:
         scale = functions.rsqrt(running_var + eps)
@@ -726,22 +752,30 @@ def _reduce(loss, reduction: str) -> Tensor:
 
 def mse_loss(input, target, reduction: str = "mean") -> Tensor:
     """Mean of squared differences."""
+    if modes.special and (policy := policy_of("mse_loss", input, target)):
+        return policy(mse_loss, input, target, reduction)
     return _reduce(functions.square(input - target), reduction)
 
 
 def l1_loss(input, target, reduction: str = "mean") -> Tensor:
     """Mean of absolute differences."""
+    if modes.special and (policy := policy_of("l1_loss", input, target)):
+        return policy(l1_loss, input, target, reduction)
     return _reduce(functions.abs(input - target), reduction)
 
 
 def huber_loss(input, target, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """Quadratic up to ``delta``, linear beyond."""
+    if modes.special and (policy := policy_of("huber_loss", input, target)):
+        return policy(huber_loss, input, target, reduction, delta)
     d = functions.abs(input - target)
     return _reduce(functions.where(d < delta, 0.5 * d * d, delta * (d - 0.5 * delta)), reduction)
 
 
 def smooth_l1_loss(input, target, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """Huber's loss divided by ``beta``; ``beta=0`` is ``l1_loss``."""
+    if modes.special and (policy := policy_of("smooth_l1_loss", input, target)):
+        return policy(smooth_l1_loss, input, target, reduction, beta)
     if beta == 0:
         return l1_loss(input, target, reduction)
     d = functions.abs(input - target)
@@ -751,6 +785,8 @@ def smooth_l1_loss(input, target, reduction: str = "mean", beta: float = 1.0) ->
 def binary_cross_entropy(input, target, weight=None, reduction: str = "mean") -> Tensor:
     """``-(t log p + (1-t) log(1-p))`` of probabilities; logarithms are limited to -100 from below,
     as torch's."""
+    if modes.special and (policy := policy_of("binary_cross_entropy", input, target)):
+        return policy(binary_cross_entropy, input, target, weight, reduction)
     _same_shape("binary_cross_entropy", input, target)
     values = input.array
     if isinstance(values, np.ndarray) and not ((values >= 0) & (values <= 1)).all():
@@ -772,6 +808,10 @@ def binary_cross_entropy_with_logits(
     input, target, weight=None, reduction: str = "mean", pos_weight=None
 ) -> Tensor:
     """``binary_cross_entropy(sigmoid(input), target)`` without overflow."""
+    if modes.special and (policy := policy_of("binary_cross_entropy_with_logits", input, target)):
+        return policy(
+            binary_cross_entropy_with_logits, input, target, weight, reduction, pos_weight
+        )
     _same_shape("binary_cross_entropy_with_logits", input, target)
     if pos_weight is None:
         loss = (1 - target) * input - logsigmoid(input)
@@ -791,6 +831,8 @@ def _same_shape(name, input, target) -> None:
 def kl_div(input, target, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """``target * (log target - input)`` with log-probabilities as input; "batchmean" divides the
     sum by the batch."""
+    if modes.special and (policy := policy_of("kl_div", input, target)):
+        return policy(kl_div, input, target, reduction, log_target)
     if log_target:
         loss = functions.exp(target) * (target - input)
     else:
@@ -826,6 +868,8 @@ def nll_loss(
 
     Raises IndexError naming the class if a target is out of range.
     """
+    if modes.special and (policy := policy_of("nll_loss", input)):
+        return policy(nll_loss, input, target, weight, ignore_index, reduction)
     if input.ndim == 1:
         return functions.reshape(
             nll_loss(
@@ -886,6 +930,10 @@ def cross_entropy(
 
     Raises IndexError naming the class if a target is out of range, ValueError if shapes do not fit.
     """
+    if modes.special and (policy := policy_of("cross_entropy", input)):
+        return policy(
+            cross_entropy, input, target, weight, ignore_index, reduction, label_smoothing
+        )
     if weight is None and label_smoothing == 0.0:
         loss = _plain_cross_entropy(input, target, ignore_index, reduction)
         if loss is not None:
@@ -1030,11 +1078,14 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """``softmax(query @ key.T * scale + mask) @ value`` over the last two dimensions. Source:
     Vaswani et al., 2017."""
+    if modes.special and (policy := policy_of("scaled_dot_product_attention", query, key, value)):
+        return policy(
+            scaled_dot_product_attention, query, key, value, attn_mask, dropout_p, is_causal, scale
+        )
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     if is_causal and attn_mask is not None:
         raise RuntimeError(
-            "scaled_dot_product_attention: explicit attn_mask should not be set when "
-            "is_causal=True"
+            "scaled_dot_product_attention: explicit attn_mask should not be set when is_causal=True"
         )
     if query.is_cuda and dropout_p == 0.0 and _one_operation(query, key, value, attn_mask):
         mask = () if attn_mask is None else (attn_mask,)
@@ -1053,6 +1104,8 @@ def scaled_dot_product_attention(
 
 def cosine_similarity(x1, x2, dim: int = 1, eps: float = 1e-08) -> Tensor:
     """Cosine of the angle between vectors along a dimension."""
+    if modes.special and (policy := policy_of("cosine_similarity", x1, x2)):
+        return policy(cosine_similarity, x1, x2, dim, eps)
     dot = functions.sum(x1 * x2, dim)
     lengths = functions.clamp(functions.norm(x1, 2, dim), min=eps) * functions.clamp(
         functions.norm(x2, 2, dim), min=eps

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import creation, dtypes
+from .autocasting import policy_of
 from .autograd.engine import _post_hooks, _retained
 from .autograd.engine import backward as _backward
 from .autograd.engine import register_hook as _register_hook
@@ -140,6 +141,8 @@ def pow(input, exponent) -> Tensor:
 
     Raises RuntimeError for integers to negative integer powers.
     """
+    if modes.special and (policy := policy_of("pow", input, exponent)):
+        return policy(pow, input, exponent)
     if exponent.__class__ in (int, float) and isinstance(input, Tensor):
         if exponent == 2:
             return square(input)
@@ -208,11 +211,15 @@ def round(input, *, decimals: int = 0) -> Tensor:
 
 def addcmul(input, tensor1, tensor2, *, value=1) -> Tensor:
     """``input + value * tensor1 * tensor2``."""
+    if modes.special and (policy := policy_of("addcmul", input, tensor1, tensor2)):
+        return policy(addcmul, input, tensor1, tensor2, value=value)
     return input + (tensor1 * tensor2 if value == 1 else tensor1 * tensor2 * value)
 
 
 def addcdiv(input, tensor1, tensor2, *, value=1) -> Tensor:
     """``input + value * tensor1 / tensor2``."""
+    if modes.special and (policy := policy_of("addcdiv", input, tensor1, tensor2)):
+        return policy(addcdiv, input, tensor1, tensor2, value=value)
     return input + (tensor1 / tensor2 if value == 1 else tensor1 / tensor2 * value)
 
 
@@ -702,6 +709,8 @@ def repeat_interleave(input, repeats, dim: int | None = None) -> Tensor:
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors along an existing dimension."""
+    if modes.special and (policy := policy_of("cat", tensors)):
+        return policy(cat, tensors, dim)
     tensors = list(tensors)
     if not tensors:
         raise ValueError("torch.cat(): expected a non-empty list of Tensors")
@@ -735,6 +744,8 @@ def _check_joinable(tensors, axis) -> None:
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors along a new dimension."""
+    if modes.special and (policy := policy_of("stack", tensors)):
+        return policy(stack, tensors, dim)
     tensors = list(tensors)
     if not tensors:
         raise RuntimeError("stack expects a non-empty TensorList")
@@ -866,6 +877,8 @@ def diag(input, diagonal: int = 0) -> Tensor:
 
 def trace(input) -> Tensor:
     """The sum of the diagonal of a matrix."""
+    if modes.special and (policy := policy_of("trace", input)):
+        return policy(trace, input)
     _check_ndim("trace", input, 2)
     return sum(diagonal(input))
 
@@ -897,6 +910,8 @@ def _accumulator(input, dtype):
 
 def sum(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
     """Sum over all elements or some dimensions; integers and booleans sum in int64."""
+    if modes.special and dtype is None and (policy := policy_of("sum", input)):
+        return policy(sum, input, dim, keepdim)
     if dtype is not None or input.array.dtype.kind != "f":
         input = _accumulator(input, dtype)
     axes = None if dim is None else _dims(dim, input.array.ndim)
@@ -915,6 +930,8 @@ def mean(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
 def prod(input, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
     """Product over all elements or one dimension, as a tree of products: exact gradients also at
     zeros."""
+    if modes.special and dtype is None and (policy := policy_of("prod", input)):
+        return policy(prod, input, dim, keepdim)
     input = _accumulator(input, dtype)
     x, axis = (reshape(input, -1), 0) if dim is None else (input, _dim(dim, input.ndim))
     if not x.ndim:
@@ -1035,6 +1052,8 @@ def count_nonzero(input, dim=None) -> Tensor:
 
 def logsumexp(input, dim, keepdim: bool = False) -> Tensor:
     """``log(sum(exp(input)))`` over dimensions, without overflow."""
+    if modes.special and (policy := policy_of("logsumexp", input)):
+        return policy(logsumexp, input, dim, keepdim)
     if input.dtype.kind in "biu":
         input = shape.cast(input, dtype=dtypes.get_default_dtype())
     return reduce.logsumexp(input, axes=_dims(dim, input.ndim), keepdims=keepdim)
@@ -1072,6 +1091,8 @@ def var_mean(
 
 def norm(input, p: Any = 2, dim=None, keepdim: bool = False) -> Tensor:
     """The p-norm of the elements; its gradient is 0 at 0, as torch's."""
+    if modes.special and (policy := policy_of("norm", input)):
+        return policy(norm, input, p, dim, keepdim)
     _check_floating("norm", input)
     if p in (None, "fro"):
         p = 2
@@ -1091,6 +1112,8 @@ def norm(input, p: Any = 2, dim=None, keepdim: bool = False) -> Tensor:
 
 def cumsum(input, dim: int, *, dtype=None) -> Tensor:
     """Running sums along a dimension; integers and booleans sum in int64."""
+    if modes.special and dtype is None and (policy := policy_of("cumsum", input)):
+        return policy(cumsum, input, dim)
     input = _accumulator(input, dtype)
     axis = _dim(dim, input.ndim)
     return reduce.cumsum(input, axis=axis) if input.ndim else clone(input)
@@ -1177,6 +1200,8 @@ def bincount(input, weights=None, minlength: int = 0) -> Tensor:
 
 def softmax(input, dim: int, *, dtype=None) -> Tensor:
     """``exp(x) / sum(exp(x))`` along a dimension, without overflow."""
+    if modes.special and dtype is None and (policy := policy_of("softmax", input)):
+        return policy(softmax, input, dim)
     input, axis = _float_input(input, dtype), _dim(dim, input.ndim)
     _check_floating("softmax", input)
     if not input.ndim:
@@ -1186,6 +1211,8 @@ def softmax(input, dim: int, *, dtype=None) -> Tensor:
 
 def log_softmax(input, dim: int, *, dtype=None) -> Tensor:
     """The logarithm of ``softmax``, computed directly."""
+    if modes.special and dtype is None and (policy := policy_of("log_softmax", input)):
+        return policy(log_softmax, input, dim)
     input, axis = _float_input(input, dtype), _dim(dim, input.ndim)
     _check_floating("log_softmax", input)
     if not input.ndim:
@@ -1218,6 +1245,8 @@ def matmul(input, other) -> Tensor:
 
     Raises RuntimeError naming both shapes if the inner sizes differ, or if the dtypes differ.
     """
+    if modes.special and (policy := policy_of("matmul", input, other)):
+        return policy(matmul, input, other)
     if not isinstance(input, Tensor) or not isinstance(other, Tensor):
         input, other = creation.as_tensor(input), creation.as_tensor(other)
     a, b = input.array, other.array
@@ -1277,6 +1306,8 @@ def bmm(input, mat2) -> Tensor:
 
 def mv(input, vec) -> Tensor:
     """Product of a matrix and a vector."""
+    if modes.special and (policy := policy_of("mv", input, vec)):
+        return policy(mv, input, vec)
     _check_ndim("mv", input, 2)
     _check_ndim("mv", vec, 1)
     return matmul(input, vec)
@@ -1284,6 +1315,8 @@ def mv(input, vec) -> Tensor:
 
 def dot(input, tensor) -> Tensor:
     """Inner product of two vectors."""
+    if modes.special and (policy := policy_of("dot", input, tensor)):
+        return policy(dot, input, tensor)
     _check_ndim("dot", input, 1)
     _check_ndim("dot", tensor, 1)
     return matmul(input, tensor)
@@ -1305,6 +1338,8 @@ def outer(input, vec2) -> Tensor:
 
 def addmm(input, mat1, mat2, *, beta=1, alpha=1) -> Tensor:
     """``beta * input + alpha * (mat1 @ mat2)``."""
+    if modes.special and (policy := policy_of("addmm", input, mat1, mat2)):
+        return policy(addmm, input, mat1, mat2, beta=beta, alpha=alpha)
     product = mm(mat1, mat2)
     input = expand(input, *product.shape)
     return add(input if beta == 1 else input * beta, product, alpha=alpha)
@@ -1313,6 +1348,8 @@ def addmm(input, mat1, mat2, *, beta=1, alpha=1) -> Tensor:
 def tensordot(a, b, dims=2) -> Tensor:
     """Sum over pairs of dimensions: the last ``dims`` of a with the first of b, or two lists of
     dimensions."""
+    if modes.special and (policy := policy_of("tensordot", a, b)):
+        return policy(tensordot, a, b, dims)
     if isinstance(dims, _INT):
         dims = (list(range(a.ndim - dims, a.ndim)), list(range(dims)))
     of_a, of_b = ([_dim(d, x.ndim) for d in ds] for ds, x in zip(dims, (a, b), strict=True))
@@ -1333,6 +1370,8 @@ def einsum(equation: str, *operands) -> Tensor:
     Repeated letters within an operand take its diagonal. Operands are contracted from left to
     right.
     """
+    if modes.special and (policy := policy_of("einsum", operands)):
+        return policy(einsum, equation, *operands)
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
     terms, result = _parse_einsum(equation, operands)
@@ -1600,6 +1639,8 @@ def take_along_dim(input, indices, dim: int | None = None) -> Tensor:
 def scatter_add(input, dim: int, index, src) -> Tensor:
     """``input`` with ``src`` added at the positions ``gather`` would read; repeated positions add
     up."""
+    if modes.special and (policy := policy_of("scatter_add", input, src)):
+        return policy(scatter_add, input, dim, index, src)
     axis = _dim(dim, input.ndim)
     _check_index("scatter_add", input, axis, index, src)
     src = src[tuple(slice(0, n) for n in index.shape)]

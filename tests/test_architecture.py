@@ -20,9 +20,10 @@ LAYERS = (
     {"backend"},
     {"codegen"},
     {"ops"},
-    {"tensor", "autograd", "eager", "creation", "random", "foreach", "custom", "tree", "cuda"}
-    | {"backends"},
-    {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol", "linalg"},
+    {"tensor", "autograd", "autocasting", "eager", "creation", "random", "foreach", "custom"}
+    | {"tree", "backends"},
+    {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol", "linalg"}
+    | {"lists", "amp", "cuda"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import random, tree
+from ..autocasting import autocasting
 from ..config import grad_mode, modes
 from ..tensor import Tensor, clock
 from .engine import Leaf, Node, Part, grad
@@ -50,6 +51,7 @@ def checkpoint(
     leaves, unflatten = tree.flatten((args, kwargs))
     places = [i for i, a in enumerate(leaves) if isinstance(a, Tensor) and a._node is not None]
     state = random.get_rng_state() if preserve_rng_state else None
+    autocast = modes.local.autocast
 
     def run(tensors):
         values = list(leaves)
@@ -62,7 +64,8 @@ def checkpoint(
         clock.now += 1  # so that the time of a record tells whether it was made before or by us
         start = clock.now
     own = [leaves[i].detach().requires_grad_() for i in places]
-    outputs, rebuild = run(own)
+    with autocasting(autocast):  # casts of parameters made outside do not count
+        outputs, rebuild = run(own)
     recorded = [i for i, o in enumerate(outputs) if isinstance(o, Tensor) and o._node is not None]
     if not recorded:
         return rebuild(outputs)
@@ -73,7 +76,7 @@ def checkpoint(
     def again(tensors):
         """The recorded outputs and the arguments they were computed from, once more."""
         own = [t[...] if modes.local.grad else t.detach().requires_grad_() for t in tensors]
-        with grad_mode(True):
+        with grad_mode(True), autocasting(autocast):
             found, _ = _with_rng_state(state, run, own)
         found = [found[i] for i in recorded]
         if determinism_check == "default":

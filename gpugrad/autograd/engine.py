@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 
+from ..autocasting import autocasting
 from ..backend.arrays import _ndarray, array_module, backend_of, there
 from ..backend.cupy import when_loaded
 from ..backend.memory import LARGE, exclusive
@@ -622,7 +623,7 @@ def _execute(tensors, gradients, retain_graph, create_graph, capture):
             users=users,
             capture=capture,
         )
-    with grad_mode(create_graph):
+    with grad_mode(create_graph), autocasting(None):  # the rules follow the dtypes of forward
         return _run(roots, seeds, keep=keep, with_tensors=True, users=users, capture=capture)
 
 

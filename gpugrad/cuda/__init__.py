@@ -78,7 +78,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in _LAZY:
+    if name in _LAZY or name == "amp":
         return _importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(_importlib.import_module(f".{_HOME[name]}", __name__), name)

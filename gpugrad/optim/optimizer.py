@@ -34,6 +34,13 @@ class Optimizer:
 
     found_inf: gg.Tensor | None = None
 
+    @property
+    def skips_by_itself(self) -> bool:
+        """Whether ``found_inf`` is looked at: not by subclasses with a ``step`` or an ``_update`` of
+        their own."""
+        kind = type(self)
+        return kind.step is Optimizer.step and kind._update.__module__.startswith(__package__ or "")
+
     def __init__(
         self, params: Iterable[Any], defaults: dict[str, Any], *, master_weights: bool = False
     ) -> None:
