@@ -45,6 +45,14 @@ def user_frame():
     return frame
 
 
+def no_complex_gradients(what: str) -> RuntimeError:
+    """The error where a gradient would pass through complex numbers."""
+    return RuntimeError(
+        f"{what}: gpugrad's derivatives lack the conjugates of torch's convention, and would be "
+        "silently wrong. Compute with real and imaginary parts as tensors of their own."
+    )
+
+
 def user_line() -> tuple[str, int]:
     """File and line of the innermost caller outside the package, for error messages."""
     frame = user_frame()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .backend import arrays as backend_arrays
 from .backend.device import device as device_class
 from .dtypes import is_bfloat16, is_differentiable, is_floating
-from .errors import user_line
+from .errors import no_complex_gradients, user_line
 
 _ndarray = backend_arrays._ndarray
 
@@ -198,6 +198,8 @@ class Tensor:
 
         if requires_grad:
             if self._node is None:
+                if self.array.dtype.kind == "c":
+                    raise no_complex_gradients("a complex tensor cannot require gradients")
                 if not is_differentiable(self.array.dtype):
                     raise RuntimeError(
                         "only Tensors of floating point and complex dtype can require gradients, "

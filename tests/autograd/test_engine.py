@@ -790,3 +790,17 @@ def test_modes_belong_to_their_thread():
     finally:
         go.set()
         thread.join()
+
+
+def test_gradients_through_complex_numbers_are_refused_not_wrong():
+    """torch's convention conjugates; the rules of the table do not."""
+    with pytest.raises(RuntimeError, match="silently wrong"):
+        gg.tensor([1 + 2j], requires_grad=True)
+    x = gg.tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match="silently wrong"):
+        x * 1j
+    with pytest.raises(RuntimeError, match="silently wrong"):
+        x.to(gg.complex64)
+    with gg.no_grad():
+        assert (x * 1j).dtype == gg.complex64
+    assert (gg.tensor([1j]) * gg.tensor([1j])).tolist() == [-1]
