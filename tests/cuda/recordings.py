@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .shim.launches import Inside, Launch, Pointer, unpack
+from .shim.launches import Inside, Launch, Pointer, unpack, with_types
 
 FOLDER = Path(__file__).parents[2] / "build" / "recordings"
 PACKED = Path(__file__).parent / "data" / "recordings.xz"
@@ -99,6 +99,7 @@ def write_packed(launches: Iterable[Launch], file: Path) -> None:
                     list(a) if isinstance(a, Pointer) else a.hex() for a in launch.arguments
                 ],
                 "pointers": [[*i.at, *i.to] for i in launch.pointers],
+                "types": launch.types,
             }
         )
     encoded = [text.encode() for text in texts]
@@ -138,6 +139,7 @@ def read_packed(file: Path = PACKED) -> list[Launch]:
                 phases=d["phases"],
                 pointers=[Inside(Pointer(*p[:2]), Pointer(*p[2:])) for p in d["pointers"]],
                 after=after,
+                types=d["types"],
             )
         )
     return launches
@@ -161,7 +163,7 @@ def selected(launches: Iterable[Launch], most_bytes: int) -> list[Launch]:
 
 
 def main(folder: str, file: str, most_bytes: str = str(64 << 20)) -> None:
-    launches = selected(read(Path(folder)), int(most_bytes))
+    launches = [with_types(launch) for launch in selected(read(Path(folder)), int(most_bytes))]
     write_packed(launches, Path(file))
     kernels = {(launch.text, launch.function) for launch in launches}
     size = Path(file).stat().st_size

@@ -1,18 +1,21 @@
 // The functions of a module that a loader looks up, two for each kernel:
 //   cudacpu_launch_<name>(grid_block, dynamic_bytes, arguments, order, seed, message, bytes)
-//   cudacpu_sig_<name>()   its parameters: "p8:f4c,i8,s24" is const float*, 8-byte integer, struct
+//   cudacpu_sig_<name>()   its parameters: "p8:f4c,i8,s24," is const float*, 8-byte integer, struct;
+//                          h2 is __half, w2 __nv_bfloat16
 #pragma once
 #include "runtime.h"
 
 namespace cudacpu {
 
 template <class T> constexpr char letter() {
-  return std::is_pointer<T>::value          ? 'p'
-         : std::is_same<T, bool>::value     ? 'b'
-         : std::is_floating_point<T>::value ? 'f'
-         : !std::is_integral<T>::value      ? 's'
-         : std::is_signed<T>::value         ? 'i'
-                                            : 'u';
+  return std::is_pointer<T>::value                ? 'p'
+         : std::is_same<T, bool>::value           ? 'b'
+         : std::is_same<T, __half>::value         ? 'h'
+         : std::is_same<T, __nv_bfloat16>::value  ? 'w'
+         : std::is_floating_point<T>::value       ? 'f'
+         : !std::is_integral<T>::value            ? 's'
+         : std::is_signed<T>::value               ? 'i'
+                                                  : 'u';
 }
 
 template <class T> constexpr Parameter parameter() {

@@ -27,7 +27,8 @@ class Parameter(NamedTuple):
     constant: bool = False
 
     def __str__(self) -> str:
-        names = {"f2": "__half", "f4": "float", "f8": "double", "i4": "int", "i8": "long long"}
+        names = {"h2": "__half", "w2": "__nv_bfloat16", "f4": "float", "f8": "double"}
+        names |= {"i4": "int", "i8": "long long", "b1": "bool"}
         if self.kind == "p":
             return f"{'const ' * self.constant}{names.get(self.target, self.target or 'void')}*"
         return names.get(f"{self.kind}{self.size}", f"{self.kind}{self.size}")
@@ -156,7 +157,7 @@ class Kernel:
     def _check_array(self, i: int, array: np.ndarray, wanted: Parameter) -> None:
         if not array.flags.c_contiguous:
             raise ShimError(f"argument {i} of {self.name}: the array is not contiguous")
-        if not wanted.target or wanted.target[0] in "sb":
+        if not wanted.target or wanted.target[0] in "sbhw":  # structs; 16-bit types have views
             return
         kind, size = wanted.target[0], int(wanted.target[1:])
         same = (array.dtype.kind == "f") == (kind == "f") and array.dtype.itemsize == size

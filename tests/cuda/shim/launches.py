@@ -47,6 +47,7 @@ class Launch(NamedTuple):
     phases: Sequence[int] = ()  # addresses of the buffers modulo 512; none: 0
     pointers: Sequence[Inside] = ()
     after: Sequence[np.ndarray] = ()  # what the launch left in the buffers, if that is known
+    types: Sequence[str] = ()  # of what the buffers hold ("f4", "h2", "" for unknown), if known
 
     @property
     def threads(self) -> int:
@@ -66,27 +67,38 @@ def replay(launch: Launch, order: int = FORWARD, seed: int = 0) -> list[np.ndarr
     kernel = Kernel(ctypes.CDLL(str(path)), launch.function)
     phases = launch.phases or [0] * len(launch.buffers)
     buffers = [GuardedBytes(b.tobytes(), phase) for b, phase in zip(launch.buffers, phases)]
-    values = _values(launch, [b.address for b in buffers])
+    given = values(launch, [b.address for b in buffers])
     place_pointers(launch, [b.bytes for b in buffers], [b.address for b in buffers])
-    kernel.raw(launch.grid, launch.block, values, launch.shared, order, seed)
+    kernel.raw(launch.grid, launch.block, given, launch.shared, order, seed)
     for buffer in buffers:
         buffer.check()
     results = [buffer.bytes.copy() for buffer in buffers]
     return without_pointers(launch, results)
 
 
-def _values(launch: Launch, addresses: Sequence[int]) -> list[bytes]:
+def with_types(launch: Launch) -> Launch:
+    """The launch with the types of its buffers, as the kernel declares its parameters."""
+    path, _ = build(launch.text)
+    parameters = Kernel(ctypes.CDLL(str(path)), launch.function).parameters
+    types = [""] * len(launch.buffers)
+    for argument, parameter in zip(launch.arguments, parameters):
+        if isinstance(argument, Pointer):
+            types[argument.buffer] = types[argument.buffer] or parameter.target
+    return launch._replace(types=types)
+
+
+def values(launch: Launch, addresses: Sequence[int]) -> list[bytes]:
     """The bytes of every argument, given where the buffers lie."""
-    values = [
+    given = [
         struct.pack("<Q", addresses[a.buffer] + a.offset) if isinstance(a, Pointer) else bytes(a)
         for a in launch.arguments
     ]
     for at, to in launch.pointers:
         if at.buffer < 0:
-            value = bytearray(values[-1 - at.buffer])
+            value = bytearray(given[-1 - at.buffer])
             struct.pack_into("<Q", value, at.offset, addresses[to.buffer] + to.offset)
-            values[-1 - at.buffer] = bytes(value)
-    return values
+            given[-1 - at.buffer] = bytes(value)
+    return given
 
 
 def place_pointers(launch: Launch, memory: Sequence[np.ndarray], addresses: Sequence[int]) -> None:
