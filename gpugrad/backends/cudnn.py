@@ -21,6 +21,10 @@ from types import ModuleType
 
 from ..backend import cudnn as backend
 
+enabled: bool
+benchmark: bool
+deterministic: bool
+allow_tf32: bool
 _NAMES = ("enabled", "benchmark", "deterministic", "allow_tf32")
 
 
