@@ -195,7 +195,9 @@ class Elementwise(Op):
         self._small: Callable | None = None
         self.short: Callable | None = None  # the function with a short path for tensors (eager.py)
         self._backward: dict[tuple, Rule] = {}
-        self.gpu_plans: dict = {}  # prepared kernels of the short way (eager.py)
+        # of the short way of CUDA tensors (eager.py): prepared kernels, and what to record
+        self.gpu_plans: dict = {}
+        self.gpu_records: dict = {}
 
     # ---- the expression and its derivatives
 
