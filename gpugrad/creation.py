@@ -54,12 +54,13 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
     >>> gg.tensor([[1.0, 2.0], [3.0, 4.0]]).shape
     (2, 2)
     """
+    target = _target(data, device)
     if isinstance(data, Tensor):
         data = data.array
     elif _is_foreign(data):
         data = _foreign_array(data)
     if backend_arrays.is_array(data):
-        target = backend_arrays.device_of(data) if device is None else as_device(device)
+        target = target or backend_arrays.device_of(data)
         with backend_arrays.there(data):
             array = data.copy() if dtype is None else data.astype(dtype)
         return _finish(wrap(backend_arrays.to_device(array, target)), requires_grad)
@@ -78,6 +79,12 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
     if array.size == 0 and dtype is None:
         array = array.astype(settings.default_dtype)
     return _finish(wrap(backend_arrays.to_device(array, as_device(device))), requires_grad)
+
+
+def _target(data, device):
+    """Where an array goes: NumPy's to the default device, as in torch; None for others, which stay
+    where they are."""
+    return as_device(device) if device is not None or isinstance(data, np.ndarray) else None
 
 
 def _unwrap_nested(data):
@@ -129,11 +136,12 @@ def as_tensor(data, dtype=None, device=None) -> Tensor:
         ):
             return data
         return data.to(device=device, dtype=dtype)
+    target = _target(data, device)
     if _is_foreign(data):
         data = _foreign_array(data)
     if backend_arrays.is_array(data):
         array = data if dtype is None else data.astype(dtype, copy=False)
-        return wrap(array if device is None else backend_arrays.to_device(array, as_device(device)))
+        return wrap(array if target is None else backend_arrays.to_device(array, target))
     return tensor(data, dtype=dtype, device=device)
 
 

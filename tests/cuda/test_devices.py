@@ -93,6 +93,9 @@ def test_creation_in_contexts():
     try:
         assert gg.ones(1).device == gg.device("cuda:0")
         assert nn.Linear(2, 2).weight.device == gg.device("cuda:0")
+        a = np.ones(2)
+        assert gg.tensor(a).device == gg.as_tensor(a).device == gg.device("cuda:0")
+        assert gg.from_numpy(a).device == gg.tensor(gg.from_numpy(a)).device == gg.device("cpu")
     finally:
         gg.set_default_device(None)
 
