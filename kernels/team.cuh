@@ -9,6 +9,9 @@ template <class C> __device__ __forceinline__ C swap_lanes(C value, int lanes) {
 template <int TEAM> struct Team {
   static constexpr int BLOCK = TEAM <= 32 ? 128 : TEAM;
   static constexpr int ROWS = BLOCK / TEAM;  // rows of a block at a time
+  // For __launch_bounds__: 512 threads of a multiprocessor leave each 128 registers. Left to itself
+  // ptxas 13 spills some kernels at 64 or 80.
+  static constexpr int BLOCKS = 512 / BLOCK;
   static __device__ __forceinline__ int lane() { return int(threadIdx.x) % TEAM; }
   static __device__ __forceinline__ int row() { return int(threadIdx.x) / TEAM; }
 };

@@ -130,9 +130,9 @@ class Prepared:
     __slots__ = ("block", "device", "fixed", "grid", "kernel", "launcher", "numbers", "slots")
 
     def __init__(
-        self, launcher: Launcher, device: int, blocks: int, block: int, numbers: int, fixed
+        self, launcher: Launcher, device: int, grid: tuple, block: tuple, numbers: int, fixed
     ):
-        self.launcher, self.device, self.grid, self.block = launcher, device, blocks, block
+        self.launcher, self.device, self.grid, self.block = launcher, device, grid, block
         self.numbers, self.fixed = numbers, tuple(fixed)
         self.kernel = launcher.on(device)
         self.slots: list = []  # tables of arguments that no launch is using
@@ -150,11 +150,11 @@ class Prepared:
         if numbers:
             values[:] = array("d", numbers)
         stream = backend.current_stream().ptr
+        (x, y), (width, height) = self.grid, self.block
         try:
-            _launch(self.kernel.ptr, self.grid, 1, 1, self.block, 1, 1, 0, stream, address, 0)
+            _launch(self.kernel.ptr, x, y, 1, width, height, 1, 0, stream, address, 0)
         except RuntimeError:  # a thread's first call, which has no context yet: CuPy's way makes it
-            grid, block = (self.grid,), (self.block,)
-            self.kernel(grid, block, (*arrays, *numbers, *outputs, *self.fixed))
+            self.kernel(self.grid, self.block, (*arrays, *numbers, *outputs, *self.fixed))
         self.slots.append(slot)
 
     def _slot(self, arrays: int, outputs: int) -> tuple:
@@ -175,14 +175,29 @@ class Prepared:
 _launch: Any = None  # the driver's cuLaunchKernel, once CuPy is there
 
 
-def prepare(launcher: Launcher, blocks: int, block: int, numbers: int, fixed) -> Prepared:
-    """A ``Prepared`` for the current device."""
+class PreparedByDevice(dict):
+    """``launches[device]``: a kernel prepared for each device when it is first used there."""
+
+    __slots__ = ("arguments",)
+
+    def __init__(self, launcher: Launcher, grid: tuple, block: tuple, numbers: int, fixed):
+        self.arguments = launcher, grid, block, numbers, fixed
+
+    def __missing__(self, device: int) -> Prepared:
+        launcher, *rest = self.arguments
+        found = self[device] = prepare(launcher, *rest)
+        return found
+
+
+def prepare(launcher: Launcher, grid, block, numbers: int, fixed) -> Prepared:
+    """A ``Prepared`` for the current device; grid and block are numbers or pairs of them."""
     global _launch
     if _launch is None:
         from cupy_backends.cuda.api import driver
 
         _launch = driver.launchKernel
-    return Prepared(launcher, backend.current_device(), blocks, block, numbers, fixed)
+    grid, block = ((n, 1) if isinstance(n, int) else n for n in (grid, block))
+    return Prepared(launcher, backend.current_device(), grid, block, numbers, fixed)
 
 
 @cache

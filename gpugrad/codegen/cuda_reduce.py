@@ -23,7 +23,7 @@ from ..config import settings
 from ..errors import KernelError
 from . import cuda_module
 from .cuda import TYPES
-from .cuda_module import Launcher
+from .cuda_module import Launcher, PreparedByDevice
 
 _INTEGERS = {
     "bool": "bool",
@@ -118,14 +118,15 @@ def _run(operation: str, x, plan: tuple | None):
     shape, dtype, mask, aligned, unaligned = plan
     launches = unaligned if x.data.ptr & mask else aligned
     out = backend.empty(shape, dtype)
+    device = out.data.device_id
     try:
         if len(launches) > 1:
-            launch, grid, block, sizes, size, state = launches[0]
+            launch, scale, size, state = launches[0]
             parts = backend.empty(size, state)
-            launch(grid, block, (x, parts, *sizes))
+            launch[device]((x,), scale, (parts,))
             x = parts
-        launch, grid, block, sizes = launches[-1]
-        launch(grid, block, (x, out, *sizes))
+        launch, scale = launches[-1]
+        launch[device]((x,), scale, (out,))
     except KernelError as error:
         _broken(operation, error)
         return None
@@ -135,9 +136,9 @@ def _run(operation: str, x, plan: tuple | None):
 def sum_parts(parts, dtype):
     """The sums over the first axis, rounded to a dtype."""
     shape = parts.shape
-    launch, grid, block, sizes = _sum_of_parts(shape, parts.dtype, dtype)
+    launch, scale = _sum_of_parts(shape, parts.dtype, dtype)
     out = backend.empty(shape[1:], dtype)
-    launch(grid, block, (parts, out, *sizes))
+    launch[out.data.device_id]((parts,), scale, (out,))
     return out
 
 
@@ -254,7 +255,7 @@ def _inner(layout: _Layout, width: int) -> _Frame:
     packs = layout.elements // width
     team = next((t for t in _TEAMS if t * _PACKS >= packs), _TEAMS[-1])
     block = 128 if team <= 32 else team
-    return _Frame(team, width, -(-layout.results * team // block), (block,), packs, team)
+    return _Frame(team, width, -(-layout.results * team // block), (block, 1), packs, team)
 
 
 def _outer(layout: _Layout, width: int) -> _Frame:
@@ -281,8 +282,8 @@ class _Work(NamedTuple):
     scale: float  # of a mean
 
     def launches(self, frame: _Frame) -> list[tuple]:
-        """One launch, or two by way of the states of chunks: ``(launcher, grid, block, sizes)``,
-        and the shape and dtype of the states."""
+        """One launch, or two by way of the states of chunks: ``(launch, (scale,))``, and the shape
+        and dtype of the states."""
         wanted = -(-_BLOCKS // frame.blocks)
         chunks = min(wanted, frame.span // (frame.threads * _LOADS), _BLOCKS)
         if chunks <= 1:
@@ -307,8 +308,10 @@ class _Work(NamedTuple):
             self.operation, str(self.source), str(self.target), frame.team, frame.width,
             size0 > 1, wide, reads_parts, writes_parts,
         )  # fmt: skip
-        sizes = (kept0, kept1, keep0, keep1, size0, size1, step0, step1, length, self.scale)
-        return _launcher(variant), (frame.blocks, chunks), frame.block, sizes
+        sizes = (kept0, kept1, keep0, keep1, size0, size1, step0, step1, length)
+        grid = (frame.blocks, chunks)
+        launch = PreparedByDevice(_launcher(variant), grid, frame.block, 1, sizes)
+        return launch, (self.scale,)
 
     def _state(self) -> np.dtype:
         """A dtype of the size of a state."""
@@ -332,13 +335,13 @@ def _launcher(variant: Variant) -> Launcher:
 
 
 def kernel_text(v: Variant) -> str:
-    """The source of ``reduce(x, out, sizes...)``. The mean of the rows of a float32 matrix reads
+    """The source of ``reduce(x, scale, out, sizes...)``. The mean of rows of float32 reads
 
     #include "reduce.cuh"
     typedef MeanOf<float> Op;
     typedef Elements<float> Source;
     typedef Results<Op, float> Target;
-    extern "C" __global__ void __launch_bounds__(256) reduce(const float* x, float* out, ...) {
+    extern "C" __global__ void __launch_bounds__(256) reduce(const float* x, ...) {
       const Layout<int> layout = {...};
       reduce_inner<Op, 32, 4, false>(Source{x}, Target{out}, layout, scale);
     }
@@ -347,7 +350,6 @@ def kernel_text(v: Variant) -> str:
     target = "Op::State" if v.writes_parts else _TYPES[v.target]
     sizes = ["kept0", "kept1", "keep_step0", "keep_step1"]
     sizes += ["size0", "size1", "step0", "step1", "chunk"]
-    index = "long long" if v.wide else "int"
     frame = f"reduce_inner<Op, {v.team}, " if v.team else "reduce_outer<Op, "
     nested = "true" if v.nested else "false"
     parameters = ", ".join(f"long long {name}" for name in sizes)
@@ -355,11 +357,12 @@ def kernel_text(v: Variant) -> str:
 #include "reduce.cuh"
 typedef {OPERATIONS[v.operation][0]}<{_arithmetic(v.source)}> Op;
 typedef Elements<{source}> Source;
+typedef {"long long" if v.wide else "int"} Index;
 typedef {"States<Op>" if v.writes_parts else f"Results<Op, {target}>"} Target;
 
 extern "C" __global__ void __launch_bounds__({_BLOCK}) reduce(
-    const {source}* x, {target}* out, {parameters}, double scale) {{
-  const Layout<{index}> layout = {{{", ".join(f"{index}({name})" for name in sizes)}}};
+    const {source}* x, double scale, {target}* out, {parameters}) {{
+  const Layout<Index> layout = {{{", ".join(f"Index({name})" for name in sizes)}}};
   {frame}{v.width}, {nested}>(Source{{x}}, Target{{out}}, layout, scale);
 }}
 """

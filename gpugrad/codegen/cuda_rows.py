@@ -18,7 +18,7 @@ needs no trip to the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..backend import cupy as backend
@@ -27,7 +27,7 @@ from ..config import settings
 from ..errors import KernelError
 from . import cuda_module, cuda_reduce
 from .cuda import TYPES, Scalars
-from .cuda_module import Launcher, Unsupported
+from .cuda_module import Launcher, PreparedByDevice, Unsupported
 from .rows import COLUMN, ELEMENT, EXACT, HOLE, INDEX, NUMBER, ROW, TOTAL, Schedule
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ _ACCESS = 16  # bytes a thread moves at once
 # Registers (of 4 bytes) for the part of a row a thread keeps; twice that leaves room for the rest
 # of a kernel below 128, which 512 threads may have.
 _REGISTERS = 48
-_ITEMS = 32  # columns of a thread, at most: kernels are unrolled over them
+# Columns of a thread, at most: kernels are unrolled over them. With 16 of float64 the logarithm of
+# a sum of exponentials takes more than 128 registers on sm_100.
+_ITEMS = {"float64": 8}
+_MOST_ITEMS = 32
 _LARGEST_TEAM = 512
 _SMALL_BLOCK = 128  # threads of a block of several teams
 # Groups of rows for sums over them: four blocks for each multiprocessor of the largest devices, and
@@ -75,7 +78,8 @@ class _Scope(Scalars):
 
 
 class _Writer:
-    """Writes ``rows(arrays..., outputs..., numbers..., count, columns, step[, record, site])``."""
+    """Writes ``rows(arrays..., numbers..., outputs..., count, columns, step[, record, site[,
+    hole]])``; numbers that are arrays come before the others."""
 
     def __init__(self, rows: RowProgram, schedule: Schedule, variant: Variant):
         self.rows, self.schedule, self.variant = rows, schedule, variant
@@ -116,16 +120,17 @@ class _Writer:
             f"typedef {'C' if v.parts else 'T'} P;  // sums over rows",
             f"constexpr int TEAM = {v.team}, WIDTH = {v.width}{packs};",
             "",
-            'extern "C" __global__ void __launch_bounds__(Team<TEAM>::BLOCK) rows(',
+            "typedef Team<TEAM> Threads;",
+            'extern "C" __global__ void __launch_bounds__(Threads::BLOCK, Threads::BLOCKS) rows(',
             f"    {', '.join(self._parameters())}) {{",
         )
         self.depth += 1
         self.put(
-            "const int columns = int(width), lane = Team<TEAM>::lane();",
+            "const int columns = int(width), lane = Threads::lane();",
             "const long long first = blockIdx.x * step, last = min(first + step, count);",
         )
         self._declare()
-        self.open("for (long long base = first; base < last; base += Team<TEAM>::ROWS)")
+        self.open("for (long long base = first; base < last; base += Threads::ROWS)")
         self._row()
         self.close()
         self._store_sums()
@@ -136,10 +141,10 @@ class _Writer:
         kinds = self.rows.inputs
         types = {n: "long long" if kinds[n] == INDEX else "T" for n in self.arrays}
         found = [f"const {types[n]}* __restrict__ x_{n}" for n in self.arrays]
+        found += [f"const {t}* x_{n}" for n, t in self.numbers.items() if t != "double"]
+        found += [f"double x_{n}" for n, t in self.numbers.items() if t == "double"]
         for name, kind, _ in self.outputs:
             found.append(f"{'P' if kind in (COLUMN, TOTAL) else 'T'}* __restrict__ {name}")
-        for n, type in self.numbers.items():
-            found.append(f"double x_{n}" if type == "double" else f"const {type}* x_{n}")
         found += ["long long count", "long long width", "long long step"]
         if INDEX in kinds.values():
             found += ["ErrorRecord* record", "long long site"]
@@ -165,7 +170,7 @@ class _Writer:
     def _row(self) -> None:
         s = self.schedule
         self.put(
-            "const long long row = base + Team<TEAM>::row();",
+            "const long long row = base + Threads::row();",
             "const bool active = row < last;  // all threads take part in reductions",
             "const int limit = active ? columns : 0;",
             "const long long start = row * columns;",
@@ -287,7 +292,7 @@ class _Writer:
         columns = COLUMN in kinds and self.variant.packs
         several = self.variant.team <= 32
         if columns and several:
-            self.put("__shared__ C parts[Team<TEAM>::BLOCK * PACKS * WIDTH];")
+            self.put("__shared__ C parts[Threads::BLOCK * PACKS * WIDTH];")
         if TOTAL in kinds:
             self.put("__shared__ C totals[32];")
         for name, kind, _ in self.outputs:
@@ -320,7 +325,7 @@ def _team(
     size = _BYTES[dtype]
     kept, sums = len(_kept(rows, schedule)), [kind for kind, _ in rows.outputs].count(COLUMN)
     registers = (kept or 1) * size / 4 + sums * max(size / 4, 1)  # for a column
-    most = min(_REGISTERS / registers, _ITEMS) / width
+    most = min(_REGISTERS / registers, _ITEMS.get(dtype, _MOST_ITEMS)) / width
     most = 1 << max(int(most).bit_length() - 1, 0)
     packs = -(-columns // width)
     team = _power_of_two(packs if packs <= 32 else max(32, -(-packs // most)))
@@ -354,18 +359,7 @@ class Kernels:
         self.array = array  # of CuPy
         self.numbers = [k for k, kind in enumerate(rows.inputs.values()) if kind == NUMBER]
         self.broken = False  # a kernel did not build, which has been said
-        names = {
-            "float": float,
-            "ndarray": array,
-            "empty": backend.empty,
-            "contiguous": _contiguous,
-            "sum_parts": cuda_reduce.sum_parts,
-            "record": device_errors.record,
-            "site": device_errors.site,
-            "complaint": rows.complaint,
-        }
-        exec(compile(_call_source(rows), "<gpugrad CUDA row program>", "exec"), names)
-        self.call = names["call"]
+        self.calls: dict[tuple[bool, ...], Callable] = {}  # by which numbers are arrays
 
     def __call__(self, args: Sequence) -> list | None:
         """The outputs, or None where CuPy must compute them."""
@@ -383,7 +377,7 @@ class Kernels:
         if not plan:
             return None
         try:
-            return self.call(plan, *args)
+            return plan[0](plan, *args)
         except KernelError as error:
             self.broken = True
             cuda_module.report(error, "a function of rows")
@@ -407,7 +401,27 @@ class Kernels:
             return ()
         shapes = zip(rows.inputs.values(), rows.shapes(x.shape), strict=True)
         wanted = [shape for kind, shape in shapes if kind not in (NUMBER, HOLE)]
-        return (x.dtype, widest * x.itemsize - 1, ways[0], ways[-1], *wanted)
+        call = self._call(tuple(number != "double" for number in numbers))
+        return (call, x.dtype, widest * x.itemsize - 1, ways[0], ways[-1], *wanted)
+
+    def _call(self, arrays: tuple[bool, ...]) -> Callable:
+        """The function that checks the arguments and launches the kernel."""
+        found = self.calls.get(arrays)
+        if found is None:
+            names = {
+                "float": float,
+                "ndarray": self.array,
+                "empty": backend.empty,
+                "contiguous": _contiguous,
+                "sum_parts": cuda_reduce.sum_parts,
+                "record": device_errors.record,
+                "site": device_errors.site,
+                "complaint": self.rows.complaint,
+            }
+            source = _call_source(self.rows, arrays)
+            exec(compile(source, "<gpugrad CUDA row program>", "exec"), names)
+            found = self.calls[arrays] = names["call"]
+        return found
 
     def _number_type(self, x, number) -> str:
         if number.__class__ is not self.array:
@@ -419,8 +433,7 @@ class Kernels:
         raise Unsupported(f"a number of type {number.dtype}")
 
     def _way(self, x, width: int, numbers: tuple[str, ...]) -> tuple:
-        """Launcher, grid, block, sizes, whether there are parts, and shape and dtype of each
-        output."""
+        """How it is launched, whether there are parts, and shape and dtype of each output."""
         rows, dtype = self.rows, str(x.dtype)
         columns = x.shape[-1]
         count = x.size // columns
@@ -435,8 +448,12 @@ class Kernels:
             part = parts and kind in (COLUMN, TOTAL)
             outputs += [(groups, *shape) if part else shape, arithmetic if part else x.dtype]
         launcher = self.launcher(Variant(dtype, width, team, packs, parts, numbers))
-        block = (team if team > 32 else _SMALL_BLOCK,)
-        return (launcher, (groups,), block, (count, columns, step), parts, *outputs)
+        block = team if team > 32 else _SMALL_BLOCK
+        sizes = (count, columns, step)
+        if INDEX in rows.inputs.values():  # has an argument that varies
+            return ((launcher, (groups,), (block,), sizes), parts, *outputs)
+        launch = PreparedByDevice(launcher, groups, block, numbers.count("double"), sizes)
+        return (launch, parts, *outputs)
 
     def launcher(self, variant: Variant) -> Launcher:
         found = self.launchers.get(variant)
@@ -450,28 +467,30 @@ def _contiguous(array):
     return backend.cupy().ascontiguousarray(array)
 
 
-def _call_source(rows: RowProgram) -> str:
+def _call_source(rows: RowProgram, arrays_of_numbers: tuple[bool, ...]) -> str:
     """The function that checks the arguments of a program and launches its kernel, written out. For
     the gradient of a softmax it reads
 
         def call(plan, g, y):
-            dtype, mask, aligned, unaligned, shape_g, shape_y = plan
-            if g.shape != shape_g or g.dtype != dtype: return None
+            _, dtype, mask, aligned, unaligned, shape_g, shape_y = plan
+            if not (g.__class__ is ndarray and g.shape == shape_g and ...): return None
             if not g._c_contiguous: g = contiguous(g)
             ...
             way = unaligned if (g.data.ptr | y.data.ptr) & mask else aligned
-            launch, grid, block, sizes, parts, shape_out0, type_out0 = way
+            launch, parts, shape_out0, type_out0 = way
             out0 = empty(shape_out0, type_out0)
-            launch(grid, block, (g, y, out0, *sizes))
+            launch[out0.data.device_id]((g, y), (), (out0,))
             return [out0]
     """
     kinds, outputs = rows.inputs, [f"out{k}" for k in range(len(rows.outputs))]
     arrays = [name for name, kind in kinds.items() if kind not in (NUMBER, HOLE)]
     indices = [name for name in arrays if kinds[name] == INDEX]
     numbers = [name for name, kind in kinds.items() if kind == NUMBER]
+    of_numbers = [n for n, is_array in zip(numbers, arrays_of_numbers, strict=True) if is_array]
+    reals = [n for n in numbers if n not in of_numbers]
     holes = [name for name, kind in kinds.items() if kind == HOLE]
-    head = ", ".join(["dtype", "mask", "aligned", "unaligned", *[f"shape_{a}" for a in arrays]])
-    lines = [f"def call(plan, {', '.join(kinds)}):", f"    {head} = plan"]
+    head = ["_", "dtype", "mask", "aligned", "unaligned", *[f"shape_{a}" for a in arrays]]
+    lines = [f"def call(plan, {', '.join(kinds)}):", f"    {', '.join(head)} = plan"]
     for a in arrays:
         dtype = f"{a}.dtype.kind in 'iu'" if a in indices else f"{a}.dtype == dtype"
         fits = f"{a}.__class__ is ndarray and {a}.shape == shape_{a} and {dtype}"
@@ -479,21 +498,31 @@ def _call_source(rows: RowProgram) -> str:
         if a in indices:
             lines.append(f"    if {a}.dtype.itemsize < 8: {a} = {a}.astype('int64')")
         lines.append(f"    if not {a}._c_contiguous: {a} = contiguous({a})")
-    lines += [f"    if {n}.__class__ is not ndarray: {n} = float({n})" for n in numbers]
     address = " | ".join(f"{a}.data.ptr" for a in arrays if a not in indices)
     lines.append(f"    way = unaligned if ({address}) & mask else aligned")
     results = ", ".join(f"shape_{o}, type_{o}" for o in outputs)
-    lines.append(f"    launch, grid, block, sizes, parts, {results} = way")
+    lines.append(f"    launch, parts, {results} = way")
     lines += [f"    {o} = empty(shape_{o}, type_{o})" for o in outputs]
-    error = ["record()", "site(complaint)"] if indices else []
-    given = [*arrays, *outputs, *numbers, "*sizes", *error, *holes]
-    lines.append(f"    launch(grid, block, ({', '.join(given)}))")
+    given, doubles = _sequence([*arrays, *of_numbers]), _sequence([f"float({n})" for n in reals])
+    if indices:
+        lines.append("    kernel, grid, block, sizes = launch")
+        last = ", ".join(["record()", "site(complaint)", *holes])
+        everything = f"(*{given}, *{doubles}, *{_sequence(outputs)}, *sizes, {last})"
+        lines.append(f"    kernel(grid, block, {everything})")
+    else:
+        device = "out0.data.device_id"
+        lines.append(f"    launch[{device}]({given}, {doubles}, {_sequence(outputs)})")
     sums = [o for o, (k, _) in zip(outputs, rows.outputs, strict=True) if k in (COLUMN, TOTAL)]
     if sums:
         lines.append("    if parts:")
         lines += [f"        {o} = sum_parts({o}, dtype)" for o in sums]
     lines.append(f"    return [{', '.join(outputs)}]")
     return "\n".join(lines)
+
+
+def _sequence(names: Sequence[str]) -> str:
+    """The text of a tuple."""
+    return f"({''.join(f'{n}, ' for n in names)})"
 
 
 def texts(rows: RowProgram) -> Iterator[tuple[str, str, str]]:

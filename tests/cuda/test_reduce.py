@@ -121,6 +121,15 @@ def test_any_and_all_of_numbers():
         assert check(operation, a, cupy.asarray(a), (1,))
 
 
+def test_64_bit_offsets(monkeypatch):
+    monkeypatch.setattr(cuda_reduce, "_WIDE", 0)
+    cuda_reduce._plan.cache_clear()
+    for size, axes in CASES:
+        a = numbers(size, "f4")
+        assert check("sum", a, cupy.asarray(a), axes)
+    cuda_reduce._plan.cache_clear()
+
+
 def test_misaligned_addresses():
     a = numbers((1, 65), "f4")
     x = cupy.asarray(a.reshape(-1))[1:]
