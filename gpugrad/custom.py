@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import eager
+from .autograd.engine import grad
 from .autograd.gradcheck import gradcheck as _gradcheck
 from .backend.arrays import to_numpy
 from .codegen import cuda, expr
@@ -63,8 +64,8 @@ class Kernel:
             values = [move(a.detach()) if isinstance(a, Tensor) else a for a in args]
             tensors = [v.requires_grad_() for v in values if isinstance(v, Tensor)]
             y = self(*values)
-            y.sum().backward()
-            results.append([to_numpy(t.array) for t in (y, *[t.grad for t in tensors])])
+            gradients = grad(y.sum(), tensors)
+            results.append([to_numpy(t.array) for t in (y, *gradients)])
         for name, found, expected in zip(("value", *self.arguments), *results, strict=False):
             np.testing.assert_allclose(
                 found, expected, rtol=1e-6, atol=1e-9,
@@ -143,10 +144,10 @@ def _stand_ins(inputs, count: int) -> list[expr.Expr]:
 class _SourceRule(Rule):
     """A derivative by CUDA source on the device, by the expression elsewhere."""
 
-    __slots__ = ("source",)
+    __slots__ = ("operation", "source")
 
     def __init__(self, op: _Operation, needs: tuple[bool, ...]):
-        self.op, self.needs = op, needs
+        self.operation, self.op, self.needs = op, op, needs
         self.read, self.reads_output = tuple(range(op.arity)), True
         wanted = [f"g{a}" for a, need in zip(op.arguments, needs, strict=True) if need]
         others = [f"g{a}" for a, need in zip(op.arguments, needs, strict=True) if not need]
@@ -165,7 +166,7 @@ class _SourceRule(Rule):
         return self._by_expression(g, out, read_args, "run_ops")
 
     def _by_expression(self, g, out, read_args, run: str):
-        plain = Rule(self.op.plain, self.needs)
+        plain = Rule(self.operation.plain, self.needs)
         return getattr(plain, run)(g, out, [read_args[i] for i in plain.read])
 
 

@@ -995,7 +995,7 @@ def _cross_entropy_of_rows(input, target, ignore_index: int, reduction: str, smo
         or reduction not in ("none", "mean", "sum")
     ):
         return None
-    count = ()
+    count: tuple = ()
     if reduction == "mean":
         with there(classes):
             kept = functions.sum(wrap(classes != ignore_index)).array
