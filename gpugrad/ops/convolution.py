@@ -188,7 +188,7 @@ def _product(a, b):
     if a.shape[0] > 1:
         return array_module(a).matmul(a, b)
     out = backend_of(a).empty((1, a.shape[1], b.shape[2]), a.dtype)
-    array_module(a).matmul(a[0], b[0], out[0])
+    array_module(a).matmul(a[0], b[0], out=out[0])
     return out
 
 
@@ -214,7 +214,7 @@ def _matmul(a, b):
     """A product per image and group."""
     xp = array_module(a)
     shape = (b.shape[0], a.shape[-3], a.shape[-2], b.shape[-1])
-    return xp.matmul(a, b, backend_of(a).empty(shape, a.dtype))
+    return xp.matmul(a, b, out=backend_of(a).empty(shape, a.dtype))
 
 
 def forward(x, w, *, stride, padding, dilation, groups):

@@ -21,7 +21,7 @@ def _matmul(a, b):
     if batch != b.shape[:-2]:
         batch = xp.broadcast_shapes(batch, b.shape[:-2])
     out = backend_of(a).empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
-    return xp.matmul(a, b, out)
+    return xp.matmul(a, b, out=out)
 
 
 def _swap(x):

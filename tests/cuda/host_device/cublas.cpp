@@ -143,6 +143,20 @@ int typed_gemm(void* handle, int ta, int tb, int m, int n, int k, const T* alpha
               sizeof(T) == 8);
 }
 
+// The same for matrices at addresses that are themselves in device memory.
+template <class T>
+int gemm_at(void* handle, int ta, int tb, int m, int n, int k, const T* alpha_, const T* const* a,
+            int lda, const T* const* b, int ldb, const T* beta_, T* const* c, int ldc,
+            int batches) {
+  constexpr int type = type_of<T>;
+  const double alpha = *alpha_, beta = *beta_;
+  return queue(handle, "gemm", [=] {
+    for (int i = 0; i < batches; ++i)
+      multiply<T>({m, n, k, ta != 0, tb != 0, alpha, beta, matrix(a[i], type, lda),
+                   matrix(b[i], type, ldb), matrix(c[i], type, ldc), 1});
+  });
+}
+
 // y = alpha op(A) x + beta y
 template <class T>
 int gemv(void* handle, int transposed, int m, int n, const T* alpha_, const T* a, int lda,
@@ -269,6 +283,11 @@ EXPORT int cublasSetWorkspace_v2(void*, void*, size_t) { return kSuccess; }
                                            int ldc, long long sc, int batches) {                   \
     return typed_gemm(handle, ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c, ldc, sc,    \
                       batches);                                                                    \
+  }                                                                                                \
+  EXPORT int cublas##P##gemmBatched(void* handle, int ta, int tb, int m, int n, int k,             \
+                                    const T* alpha, const T* const* a, int lda, const T* const* b, \
+                                    int ldb, const T* beta, T* const* c, int ldc, int batches) {   \
+    return gemm_at(handle, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, batches);         \
   }                                                                                                \
   EXPORT int cublas##P##gemv_v2(void* handle, int t, int m, int n, const T* alpha, const T* a,     \
                                 int lda, const T* x, int sx, const T* beta, T* y, int sy) {        \
