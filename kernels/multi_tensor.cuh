@@ -44,3 +44,11 @@ __device__ __forceinline__ T* part(const Tensors<LISTS, TENSORS>& tensors, int l
 template <int WIDTH, class T> __device__ __forceinline__ bool is_aligned(const T* p) {
   return reinterpret_cast<unsigned long long>(p) % (sizeof(T) * WIDTH) == 0;
 }
+
+// Calls body.pack for packs of WIDTH elements of an aligned chunk, and body.one for the others.
+template <int WIDTH, class T, class Body>
+__device__ __forceinline__ void for_each_pack(T* p, int size, Body& body) {
+  const int packed = is_aligned<WIDTH>(p) ? size / WIDTH * WIDTH : 0;
+  for (int i = threadIdx.x * WIDTH; i < packed; i += blockDim.x * WIDTH) body.pack(p + i);
+  for (int i = packed + threadIdx.x; i < size; i += blockDim.x) body.one(p[i]);
+}

@@ -1,6 +1,6 @@
 """CUDA kernels of whole lists of tensors: their joint norm, and unscaling of gradients.
 
-Nothing is read back and nothing is copied to the device. Text: kernels/multi_tensor.cu.
+Nothing is read back and nothing is copied to the device. Text: kernels/norm.cu and unscale.cu.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from . import cuda_module
 from .cuda import TYPES
 from .cuda_updates import BLOCK, CHUNK, TYPES_OF_LISTS, table_type, tables
 
-_FILE = "multi_tensor.cu"
 _JOIN = 1024  # threads that join what the chunks contribute
 
 
@@ -50,7 +49,8 @@ def _tables(arrays: Sequence) -> Iterator:
 
 @cache
 def _kernel(function: str, dtype: str, term: tuple[str, str, str] | None) -> cuda_module.Launcher:
-    return cuda_module.load_file(_FILE, function, _defines(dtype, term))
+    name = "unscale.cu" if term is None else "norm.cu"
+    return cuda_module.load_file(name, function, _defines(dtype, term))
 
 
 def _defines(dtype: str, term: tuple[str, str, str] | None) -> list[str]:
