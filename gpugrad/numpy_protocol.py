@@ -565,4 +565,27 @@ def _array2string(a, *args, **options):
     return np.array2string(a.detach().cpu().numpy(), *args, **options)
 
 
-functions._install({"__array_ufunc__": _array_ufunc, "__array_function__": _array_function})
+def _cupy_ufunc(self, kernel, *args, **options):
+    """The same for CuPy, whose ufuncs ask here first: ``cupy_array - tensor``, ``cupy.sin(t)``."""
+    name = kernel.name.removeprefix("cupy_")
+    ufunc = getattr(np, name, None)
+    if not isinstance(ufunc, np.ufunc):
+        raise TypeError(
+            f"a CuPy kernel ({kernel.name}) was called with a tensor, which it cannot record: give it "
+            f"tensor.detach().array, or write the kernel with gpugrad.kernel"
+        )
+    inputs, out = args[: ufunc.nin], args[ufunc.nin :]
+    if out:
+        options["out"] = out
+    elif options.get("out") is not None and not isinstance(options["out"], tuple):
+        options["out"] = (options["out"],)
+    return self.__array_ufunc__(ufunc, "__call__", *inputs, **options)
+
+
+functions._install(
+    {
+        "__array_ufunc__": _array_ufunc,
+        "__array_function__": _array_function,
+        "__cupy_override_elementwise_kernel__": _cupy_ufunc,
+    }
+)
