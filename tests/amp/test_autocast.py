@@ -67,8 +67,10 @@ CALLS = {
     "kl_div": lambda lib, F, a: F.kl_div(a, a * 2, reduction="batchmean"),
     "bce": lambda lib, F, a: F.binary_cross_entropy(a.sigmoid(), a.detach().sigmoid()),
     "bce_with_logits": lambda lib, F, a: F.binary_cross_entropy_with_logits(a, a.detach()),
-    "cross_entropy": lambda lib, F, a: F.cross_entropy(a, lib.tensor([0, 1, 2, 3])),
-    "nll_loss": lambda lib, F, a: F.nll_loss(a, lib.tensor([0, 1, 2, 3])),
+    "cross_entropy": lambda lib, F, a: F.cross_entropy(
+        a, lib.tensor([0, 1, 2, 3], device=a.device)
+    ),
+    "nll_loss": lambda lib, F, a: F.nll_loss(a, lib.tensor([0, 1, 2, 3], device=a.device)),
     "cat": lambda lib, F, a: lib.cat([a, a]),
     "stack": lambda lib, F, a: lib.stack([a, a]),
     "cat of two dtypes": lambda lib, F, a: lib.cat([a, a.float()]),
