@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks import workloads
 
 # Rows whose time is that of launches, and of work (the shapes of the table of speed targets).
+LIGHT = ("w1", "w2", "w4/8", "w5", "w11")  # all that a trial without a GPU can wait for
 STEPS = ("w1", "w2", "w3", "w4/8", "w4/64", "w5", "w6", "w7", "w8", "w9", "w11", "w12")
 Measured = dict[str, Any]
 
@@ -94,15 +95,21 @@ def spread(blocks: list[float]) -> Measured:
     }
 
 
+def progress(found: dict[str, Measured]) -> None:
+    """Told what has been measured so far, for those who keep it (``gpu_session.py`` replaces it):
+    the process may be ended before the end."""
+
+
 def attempts(named: Iterator[tuple[str, Callable[[], Measured]]]) -> dict[str, Measured]:
     """Each measurement, or why there is none."""
-    found = {}
+    found: dict[str, Measured] = {}
     for name, measure in named:
         try:
             found[name] = measure()
         except Exception as error:
             traceback.print_exc()
             found[name] = {"error": f"{type(error).__name__}: {error}"[:1000]}
+        progress(found)
     return found
 
 
@@ -291,7 +298,7 @@ def steps(device: Device, scale: float) -> dict[str, Measured]:
 
     workloads.initialise = on_device
     try:
-        chosen = [workloads.ROWS[n] for n in STEPS if n in workloads.ROWS]
+        chosen = [workloads.ROWS[n] for n in (STEPS if scale > 0.1 else LIGHT)]
         return attempts((row.name, functools.partial(measure, row)) for row in chosen)
     finally:
         workloads.initialise = initialise
