@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import types
 import warnings
+import weakref
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
+
+import gpugrad as gg
 
 from .optimizer import Optimizer
 
@@ -30,7 +33,7 @@ class LRScheduler:
         self.optimizer = _checked_optimizer(optimizer)
         for i, group in enumerate(optimizer.param_groups):
             if last_epoch == -1:
-                group.setdefault("initial_lr", group["lr"])
+                group.setdefault("initial_lr", _rate(group))
             elif "initial_lr" not in group:
                 raise KeyError(
                     f"param 'initial_lr' is not specified in param_groups[{i}] when resuming a "
@@ -83,11 +86,11 @@ class LRScheduler:
 
     def _set(self, rates: Iterable[float]) -> None:
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = lr
+            _set_rate(group, lr)
         self._last_lr = self._current()
 
     def _current(self) -> list[float]:
-        return [group["lr"] for group in self.optimizer.param_groups]
+        return [_rate(group) for group in self.optimizer.param_groups]
 
     def _scaled(self, factor: float) -> list[float]:
         return [lr * factor for lr in self._current()]
@@ -411,7 +414,7 @@ class SequentialLR(LRScheduler):
         self.last_epoch = last_epoch + 1
         self.optimizer = optimizer
         for group in optimizer.param_groups:  # undo the first steps that the schedules made
-            group["lr"] = group["initial_lr"]
+            _set_rate(group, group["initial_lr"])
         self._undo(schedulers)
         first = schedulers[bisect_right(milestones, 0)]
         first._first_step()
@@ -547,9 +550,34 @@ class ReduceLROnPlateau(LRScheduler):
                 "to one value per group"
             )
         for group, least in zip(groups, self.min_lrs, strict=True):
-            reduced = max(group["lr"] * self.factor, least)
-            if group["lr"] - reduced > self.eps:
-                group["lr"] = reduced
+            rate = _rate(group)
+            reduced = max(rate * self.factor, least)
+            if rate - reduced > self.eps:
+                _set_rate(group, reduced)
+
+
+# Values of learning rates that are tensors, and the versions they were set at.
+_known: weakref.WeakKeyDictionary[gg.Tensor, tuple[int, float]] = weakref.WeakKeyDictionary()
+
+
+def _rate(group: dict[str, Any]) -> float:
+    """The learning rate of a group as a number. A tensor on a device is read (and waited for) only
+    if it was written since a schedule set it."""
+    lr = group["lr"]
+    if not isinstance(lr, gg.Tensor):
+        return lr
+    version, value = _known.get(lr, (None, 0.0))
+    return value if version == lr.version else lr.item()
+
+
+def _set_rate(group: dict[str, Any], value: float) -> None:
+    """Set the learning rate of a group; a tensor stays the same object, for graphs that read it."""
+    lr = group["lr"]
+    if isinstance(lr, gg.Tensor):
+        lr.fill_(value)
+        _known[lr] = (lr.version, value)
+    else:
+        group["lr"] = value
 
 
 def _checked_optimizer(optimizer: Any) -> Optimizer:

@@ -36,8 +36,8 @@ class Optimizer:
 
     @property
     def skips_by_itself(self) -> bool:
-        """Whether ``found_inf`` is looked at: not by subclasses with a ``step`` or an ``_update`` of
-        their own."""
+        """Whether ``found_inf`` is looked at: not by subclasses with a ``step`` or an ``_update``
+        of their own."""
         kind = type(self)
         return kind.step is Optimizer.step and kind._update.__module__.startswith(__package__ or "")
 

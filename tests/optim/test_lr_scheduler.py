@@ -226,3 +226,29 @@ def test_one_cycle_ends():
         scheduler.step()
     with pytest.raises(ValueError, match="Tried to step 4 times"):
         scheduler.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o, lib: lib.optim.lr_scheduler.StepLR(o, 2, 0.5),
+        lambda o, lib: lib.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+        lambda o, lib: lib.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=8),
+        lambda o, lib: lib.optim.lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
+    ],
+)
+def test_a_rate_in_a_tensor_stays_the_same_tensor(torch, make):
+    rates = []
+    for lib, lr in ((gg, gg.tensor(0.5, dtype=gg.float64)), (torch, 0.5)):
+        w = lib.ones(1, requires_grad=True)
+        optimizer = lib.optim.Adam([w], lr=lr)
+        scheduler = make(optimizer, lib)
+        seen = []
+        for _ in range(6):
+            optimizer.step()
+            scheduler.step()
+            seen.append(float(optimizer.param_groups[0]["lr"]))
+        rates.append(seen)
+        assert optimizer.param_groups[0]["lr"] is lr or lib is torch
+        np.testing.assert_allclose(scheduler.get_last_lr(), seen[-1:])
+    np.testing.assert_allclose(rates[0], rates[1])
