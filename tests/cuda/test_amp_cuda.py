@@ -129,3 +129,58 @@ def test_losses_are_close_to_those_of_the_cpu():
         losses.append(history)
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02, atol=0.01)
     assert losses[1][-1] < losses[1][0]
+
+
+class Step:
+    """A whole iteration on fixed buffers, with clipping, scaling and a rate on the device."""
+
+    def __init__(self):
+        gg.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).to("cuda")
+        self.rate = gg.tensor(0.05, device="cuda")
+        parameters = self.model.parameters()
+        self.optimizer = gg.optim.Adam(parameters, lr=self.rate, capturable=True)
+        self.scaler = gg.amp.GradScaler("cuda", init_scale=1024.0, growth_interval=2)
+        self.x = gg.zeros(4, 8, device="cuda")
+        self.t = gg.zeros(4, dtype=gg.int64, device="cuda")
+        self.loss = gg.zeros((), device="cuda")
+
+    def __call__(self):
+        self.optimizer.zero_grad()
+        with gg.autocast("cuda"):
+            loss = F.cross_entropy(self.model(self.x), self.t)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with gg.no_grad():
+            self.loss.copy_(loss)
+
+
+def test_an_iteration_can_be_captured_and_replayed():
+    """The replays make the eager steps to the bit: growth, an overflow that is skipped, another
+    learning rate."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(9, 4, 8)).astype(np.float32)
+    images[5, 0, 0] = np.inf
+    labels = rng.integers(0, 3, (9, 4))
+    histories = []
+    for capture in (False, True):
+        step, graph, history = Step(), None, []
+        for i in range(9):
+            step.x.copy_(gg.tensor(images[i], device="cuda"))
+            step.t.copy_(gg.tensor(labels[i], device="cuda"))
+            if i == 7:
+                step.rate.fill_(0.01)
+            if capture and i == 3:
+                graph = gg.cuda.CUDAGraph()
+                with gg.cuda.graph(graph):
+                    step()
+            step() if graph is None else graph.replay()
+            values = [p.detach().cpu().tolist() for p in step.model.parameters()]
+            history.append((values, repr(step.loss.item()), step.scaler.get_scale()))
+        histories.append(history)
+    assert histories[0] == histories[1]
+    assert [scale for *_, scale in histories[0]][4:7] == [4096.0, 2048.0, 2048.0]
+    assert histories[0][5][0] == histories[0][4][0]  # the step with an overflow was skipped
