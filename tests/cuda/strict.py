@@ -18,6 +18,7 @@ module to the real one on the host-memory device.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import sys
@@ -105,7 +106,10 @@ class Pointer:
     device_id = 0
 
     def __init__(self, array: np.ndarray):
-        self.ptr, self.mem = array.ctypes.data, None
+        self.ptr, self.mem, self._host = array.ctypes.data, None, array
+
+    def memset_async(self, value: int, size: int, stream=None) -> None:
+        ctypes.memset(self.ptr, value, size)
 
 
 class ndarray:
