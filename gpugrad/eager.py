@@ -109,7 +109,7 @@ def record(op: Op, args, params, result: Tensor) -> None:
     if not plan.wanted or not is_differentiable(array.dtype):
         return
     if array.dtype.kind == "c":
-        raise no_complex_gradients(f"{op.name} gives complex numbers, and an argument has a history")
+        raise no_complex_gradients(f"{op.name} of a tensor with a history is complex")
     if len(args) == 1 and not isinstance(op, Elementwise):
         op.plan_of_one = plan
     out = version = None

@@ -571,8 +571,8 @@ def _cupy_ufunc(self, kernel, *args, **options):
     ufunc = getattr(np, name, None)
     if not isinstance(ufunc, np.ufunc):
         raise TypeError(
-            f"a CuPy kernel ({kernel.name}) was called with a tensor, which it cannot record: give it "
-            f"tensor.detach().array, or write the kernel with gpugrad.kernel"
+            f"a CuPy kernel ({kernel.name}) was called with a tensor, which it cannot record: give "
+            f"it tensor.detach().array, or write the kernel with gpugrad.kernel"
         )
     inputs, out = args[: ufunc.nin], args[ufunc.nin :]
     if out:

@@ -15,9 +15,9 @@ from .backend import cupy as cuda_backend
 from .backend.arrays import backend_for, new_array
 from .backend.device import as_device, device
 from .backend.numpy import xp as np
-from .dtypes import finfo, float64, int64, settings
 from .codegen import cuda_module, cuda_random
 from .codegen.cuda_random import Draw
+from .dtypes import finfo, float64, int64, settings
 from .ops.random import philox
 from .tensor import Tensor, wrap
 

@@ -23,11 +23,11 @@ class Program:
 
     __slots__ = (
         "_compiled",
+        "chooses_constants",
         "computed",
         "cuda_kernels",
         "cuda_plans",
         "cuda_source",
-        "chooses_constants",
         "full",
         "inputs",
         "native",

@@ -4,4 +4,6 @@
 from . import attention, elementwise, index, linalg, nn, random, reduce, shape
 from .core import REGISTRY, Op, apply
 
-__all__ = ["REGISTRY", "Op", "apply", "elementwise", "index", "linalg", "nn", "random", "reduce", "shape"]
+__all__ = [
+    "REGISTRY", "Op", "apply", "elementwise", "index", "linalg", "nn", "random", "reduce", "shape",
+]  # fmt: skip
