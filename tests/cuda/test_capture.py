@@ -248,6 +248,7 @@ def test_allocation_during_replay_is_seen(no_hidden_traffic):
     graph, _ = cuda.capture(lambda: x * 2)
     with no_hidden_traffic():
         graph.replay()
+    cuda.empty_cache()
     with pytest.raises(AssertionError, match="malloc"), no_hidden_traffic():
         graph.replay()
         gg.empty(1 << 24, device="cuda")
