@@ -11,7 +11,9 @@ import pytest
 import gpugrad as gg
 from gpugrad import nn
 from gpugrad.nn import functional as F
-from gpugrad.train import MLP, LeNet
+from gpugrad.train import MLP, Callback, LeNet, fit
+from gpugrad.utils.data import DataLoader, Subset
+from gpugrad.vision import datasets, transforms
 
 pytestmark = pytest.mark.gpu
 
@@ -117,6 +119,20 @@ def test_nothing_hidden_in_a_step(case, no_hidden_traffic):
             run.step(i)
 
 
+# Kernels and products of a step, with some room: a change that takes fusion away shows.
+MOST_LAUNCHES = {"mlp adam": 18, "lenet adam": 50, "norms adamw": 45}
+
+
+@pytest.mark.parametrize("case", MOST_LAUNCHES)
+def test_launches_of_a_step(case, host_device):
+    run = training(case, "cuda", size=4)
+    for i in range(WARM):
+        run.step(i)
+    with host_device.counting() as n:
+        run.step(WARM)
+    assert n.launches + n.library_calls + n.d2d + n.memsets <= MOST_LAUNCHES[case]
+
+
 def test_clipping_and_schedulers_hide_nothing(no_hidden_traffic):
     run = training("mlp adam", "cuda", size=4)
     scheduler = gg.optim.lr_scheduler.CosineAnnealingLR(run.optimizer, T_max=10)
@@ -134,6 +150,58 @@ def test_clipping_and_schedulers_hide_nothing(no_hidden_traffic):
     for i in range(WARM, len(run.batches)):
         with no_hidden_traffic():
             step(i)
+
+
+class Traffic(Callback):
+    """What the host did to the device in each step of ``fit``."""
+
+    def __init__(self, host_device):
+        self.host_device, self.steps, self.before = host_device, [], None
+
+    def on_batch_end(self, progress):
+        now = self.host_device.counters()
+        if self.before:
+            self.steps.append({name: n - self.before[name] for name, n in now.items()})
+        self.before = now
+
+
+DIGITS = {
+    "lenet": (LeNet, lambda p: gg.optim.SGD(p, lr=0.05, momentum=0.9)),
+    "mlp": (small_mlp, lambda p: gg.optim.Adam(p, lr=1e-3)),
+}
+
+
+@pytest.mark.parametrize("case", DIGITS)
+def test_digits_are_learned_as_on_the_cpu(case, host_device):
+    """``fit`` end to end, with evaluation: the only traffic of a step is the batch coming in."""
+    make_model, make_optimizer = DIGITS[case]
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.13,), (0.31,))])
+    train_set, test_set = (
+        Subset(datasets.MNIST(train=train, transform=transform), range(count))
+        for train, count in ((True, 128), (False, 32))
+    )
+    results = {}
+    for device in ("cpu", "cuda"):
+        gg.manual_seed(0)
+        model = make_model().to(device)
+        traffic = Traffic(host_device)
+        loader = DataLoader(train_set, batch_size=16, shuffle=True)
+        run = fit(
+            model,
+            loader,
+            optimizer=make_optimizer(model.parameters()),
+            epochs=2,
+            test_loader=DataLoader(test_set, batch_size=32),
+            device=device,
+            callbacks=[traffic],
+        )
+        results[device] = [(r.train_loss, r.test_loss) for r in run.history]
+    np.testing.assert_allclose(results["cuda"], results["cpu"], rtol=1e-3)
+    assert results["cuda"][1][0] < results["cuda"][0][0], "it learns"
+    second_epoch = traffic.steps[len(loader) + 1 :]  # the first of its steps comes after evaluation
+    for step in second_epoch:
+        allowed = {"h2d": 2, "syncs": 0, "d2h": 0, "mallocs": 0, "frees": 0}
+        assert {name: step[name] for name in allowed} == allowed
 
 
 # ---- the checks see what they are there for ------------------------------------------------------
