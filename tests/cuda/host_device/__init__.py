@@ -66,6 +66,7 @@ def _open(path) -> ctypes.CDLL:
     device.host_device_allocations.restype = ctypes.c_size_t
     device.host_device_capacity.restype = ctypes.c_size_t
     device.host_device_set_capacity.argtypes = [ctypes.c_size_t]
+    device.host_device_set_alignment.argtypes = [ctypes.c_size_t]
     return device
 
 
@@ -202,16 +203,20 @@ def overrun() -> str:
 
 
 @contextlib.contextmanager
-def exact_allocations() -> Iterator[None]:
+def exact_allocations(alignment: int = 16) -> Iterator[None]:
     """Every CuPy array its own allocation: poisoned, and ending at a guard page.
 
-    CuPy's pool hands out used memory in pieces of 512 bytes, which hides both.
+    CuPy's pool hands out used memory in pieces of 512 bytes, which hides both. The guard page comes
+    after at most ``alignment - 1`` bytes of poison; 256 is what ``cudaMalloc`` grants and libraries
+    expect.
     """
     import cupy
 
     before = cupy.cuda.get_allocator()
     cupy.cuda.set_allocator(None)
+    device().host_device_set_alignment(alignment)
     try:
         yield
     finally:
+        device().host_device_set_alignment(16)
         cupy.cuda.set_allocator(before)

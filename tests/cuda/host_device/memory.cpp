@@ -20,17 +20,18 @@ constexpr unsigned char kPoison = 0xFF;
 std::map<char*, Allocation> allocations;  // by start
 size_t used[kDevices];
 size_t capacity = size_t{4} << 30;  // bytes of each device
+size_t alignment = 16;              // of allocations whose size is no multiple of 512
 std::string overrun;                // what the last check of poison found
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Where an allocation starts: at a multiple of 512 as from cudaMalloc if its size is one (CuPy's
-// pool allocates so), else as close to the guard page behind it as 16-byte accesses allow.
+// pool allocates so), else as close to the guard page behind it as the alignment allows.
 int allocate(void** address, size_t bytes, bool host) {
   if (int error = host ? 0 : unsafe_call()) return error;
   if (!host && used[current_device] + bytes > capacity) return cudaErrorMemoryAllocation;
-  const size_t padded = round_up(bytes, bytes % 512 ? 16 : 512);
-  const size_t body = round_up(padded ? padded : 16, kPage);
+  const size_t padded = round_up(bytes, bytes % 512 ? alignment : 512);
+  const size_t body = round_up(padded ? padded : 1, kPage);
   const size_t mapped = body + 2 * kPage;
   char* mapping = (char*)mmap(nullptr, mapped, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -298,6 +299,8 @@ EXPORT cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
 // ---- test controls ------------------------------------------------------------------------------
 
 EXPORT void host_device_set_capacity(size_t bytes) { capacity = bytes; }
+
+EXPORT void host_device_set_alignment(size_t bytes) { alignment = bytes; }
 
 EXPORT size_t host_device_capacity() { return capacity; }
 
