@@ -140,6 +140,7 @@ def recorded() -> tuple[Launch, ...]:
 def launched() -> tuple[Launch, ...]:
     if not recorded():
         pytest.skip("no launches are recorded: make host-device")
+    shim.build_all(sorted({launch.text for launch in recorded()}))  # on all cores
     return recorded()
 
 

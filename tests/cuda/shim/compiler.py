@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -247,6 +247,12 @@ def build(text: str, options: Sequence[str] = (), threads: bool = False) -> tupl
     of the system under ThreadSanitizer; such objects run in ``tsan.py`` only. Raises ShimError with
     the compiler's messages.
     """
+    path, names = _build(text, tuple(options), threads)
+    return path, list(names)
+
+
+@lru_cache(4096)  # translating takes milliseconds
+def _build(text: str, options: tuple[str, ...], threads: bool) -> tuple[Path, list[str]]:
     names = list(kernels(text))
     if not names:
         raise ShimError("the text has no kernel: no __global__ function that is no template")
