@@ -2,12 +2,15 @@
 # make test    environment, install, tests          (ORACLE=1: installs torch and compares with it)
 # make lint    ruff and mypy
 # make bench   the speed table beside torch         (ARGS="--rows w1 w5 --quick")
-# make gpu     tests that need a CUDA device        (CUDA=12 or 13)
+# make gpu     on a machine with an NVIDIA GPU: tests, recordings, compute-sanitizer, benchmarks
+#              (CUDA=12 or 13; WHEELS=folder uses the installed Python and no network)
 # make ladder  CUDA code checked without a GPU; its rungs are
 #   make strict       the operations on a strict stand-in for CuPy arrays
 #   make nvrtc        every kernel compiles for every architecture
-#   make shim         every kernel runs on the CPU, at odd sizes and in every schedule
-#   make host-device  the GPU tests on the real CuPy over a device made of host memory
+#   make host-device  the GPU tests on the real CuPy over a device made of host memory; records launches
+#   make shim         every kernel runs on the CPU, at odd sizes; recorded launches in every schedule
+# make tsan    kernels that share memory or use atomics under ThreadSanitizer (after make host-device)
+# make recordings  packs recorded launches, for comparison with a GPU
 # make clean   removes the environment and all caches
 #
 # Needs Python >= 3.11 and nothing else. PYTHON=... picks another interpreter, VENV=... another folder.
@@ -24,7 +27,7 @@ unexport OPENBLAS_CORETYPE
 PY := $(VENV)/bin/python
 comma := ,
 
-.PHONY: train test lint bench gpu ladder strict nvrtc shim host-device clean
+.PHONY: train test lint bench gpu ladder strict nvrtc shim tsan recordings host-device clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.extra-train-jit
@@ -40,12 +43,12 @@ lint: $(VENV)/.extra-dev
 bench: $(VENV)/.extra-bench
 	$(PY) -m benchmarks $(ARGS)
 
-gpu: $(VENV)/.extra-dev-cuda$(CUDA)
-	$(PY) -m pytest -m gpu $(ARGS)
+gpu: $(if $(WHEELS),,$(VENV)/.extra-dev-cuda$(CUDA))
+	$(if $(WHEELS),$(PYTHON),$(PY)) -m tests.cuda.gpu_session $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
 LADDER := $(VENV)/.extra-ladder
 
-ladder: strict nvrtc shim host-device
+ladder: strict nvrtc host-device shim
 
 strict: $(LADDER)
 	GPUGRAD_TEST_DEVICE=strict $(PY) -m pytest tests/cuda/test_strict.py tests/cuda/test_operations.py $(ARGS)
@@ -53,11 +56,19 @@ strict: $(LADDER)
 nvrtc: $(LADDER)
 	$(PY) -m pytest tests/cuda/test_nvrtc.py $(ARGS)
 
+RECORDED := build/recordings
+
 shim: $(LADDER)
-	$(PY) -m pytest tests/cuda/test_shim.py $(ARGS)
+	$(PY) -m pytest tests/cuda/test_shim.py tests/cuda/test_kernels_on_cpu.py -k "not races" $(ARGS)
+
+tsan: $(LADDER)
+	$(PY) -m pytest tests/cuda/test_shim_races.py tests/cuda/test_kernels_on_cpu.py -k races $(ARGS)
 
 host-device: $(LADDER)
-	GPUGRAD_TEST_DEVICE=host $(PY) -m pytest -m gpu $(ARGS)
+	GPUGRAD_TEST_DEVICE=host GPUGRAD_RECORD=$(RECORDED) $(PY) -m pytest -m gpu -p tests.cuda.recordings $(ARGS)
+
+recordings: $(LADDER)
+	$(PY) -m tests.cuda.recordings $(RECORDED) tests/cuda/data/recordings.xz
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
