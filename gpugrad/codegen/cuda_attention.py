@@ -31,6 +31,7 @@ _THREADS = 256
 _SHARED = 64 << 10
 # Tiles to be tried, largest first: rows that a block holds and rows that stream by.
 _TILES = ((64, 64), (64, 32), (32, 32), (32, 16), (16, 16))
+_WIDEST = {4: 64, 8: 32}  # rows by itemsize: with 64 rows of doubles a thread needs 190 registers
 _LONGEST = 128
 _FILES = {
     "forward": "attention_forward.cu",
@@ -79,7 +80,7 @@ def _variant(function: str, dtype: str, head: int, value: int, mask: str) -> _Va
     """The largest tiles that fit; None if none do."""
     for rows, length in _TILES:
         variant = _Variant(dtype, head, value, rows, length, mask)
-        if variant.shared(function) <= _SHARED:
+        if rows <= _WIDEST[variant.itemsize] and variant.shared(function) <= _SHARED:
             return variant
     return None
 
