@@ -41,15 +41,18 @@ extern "C" __global__ void __launch_bounds__(256) uniform(
   }
 }
 
+// Angles are given in half turns: no reduction of large angles, whose code would spill registers.
 __device__ __forceinline__ void box_muller(float u, float v, float& a, float& b) {
-  const float radius = sqrtf(-2.f * log1pf(-u)), angle = v * 6.2831853071795864769f;
-  a = radius * cosf(angle);
-  b = radius * sinf(angle);
+  const float radius = sqrtf(-2.f * log1pf(-u));
+  sincospif(2.f * v, &b, &a);
+  a *= radius;
+  b *= radius;
 }
 __device__ __forceinline__ void box_muller(double u, double v, double& a, double& b) {
-  const double radius = sqrt(-2.0 * log1p(-u)), angle = v * 6.2831853071795864769;
-  a = radius * cos(angle);
-  b = radius * sin(angle);
+  const double radius = sqrt(-2.0 * log1p(-u));
+  sincospi(2.0 * v, &b, &a);
+  a *= radius;
+  b *= radius;
 }
 
 // Standard normal by Box and Muller's transform: number i of the first half and number i of the
