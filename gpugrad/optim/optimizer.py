@@ -98,10 +98,25 @@ class Optimizer:
         for batch in self._batches(group, initial):
             if reads_step:
                 numbers["step"] = batch.step
+                if batch.step.__class__ is int and batch.lists[0][0].is_cuda:
+                    self._check_capture(batch.step)
             if batch.stored:
                 update.storing()(batch.stored, *batch.lists, unless=self.found_inf, **numbers)
             else:
                 update(*batch.lists, unless=self.found_inf, **numbers)
+
+    _only_first_step_differs = False
+
+    def _check_capture(self, step: int) -> None:
+        """Raise where a CUDA graph would repeat one number of steps for ever, as torch does."""
+        harmless = self._only_first_step_differs and step > 1
+        if not harmless and gg.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"Attempting CUDA graph capture of step() for an instance of "
+                f"{type(self).__name__} that counts its steps on the host: a replay would repeat "
+                "the recorded number. Adam and AdamW take capturable=True; SGD can be captured "
+                "after its first step."
+            )
 
     def _batches(self, group: dict[str, Any], initial: Mapping[str, float]) -> Iterable[_Batch]:
         """The parameters that have a gradient, with their state, by the number of their steps.

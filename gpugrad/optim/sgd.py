@@ -54,6 +54,8 @@ class SGD(Optimizer):
     tensor([0.8])
     """
 
+    _only_first_step_differs = True
+
     def __init__(
         self,
         params: Iterable[Any],
