@@ -10,7 +10,7 @@ tensor([2., 4., 6.])
 import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import autograd, backends, cuda, dtypes, func, functional, linalg, numpy_protocol
+from . import autograd, backends, cuda, dtypes, fft, func, functional, linalg, numpy_protocol
 from .autograd import (
     enable_grad,
     inference_mode,

@@ -23,7 +23,7 @@ LAYERS = (
     {"tensor", "autograd", "autocasting", "eager", "creation", "random", "foreach", "custom"}
     | {"tree", "backends"},
     {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol", "linalg"}
-    | {"lists", "amp", "cuda"},
+    | {"fft", "lists", "amp", "cuda"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},
 )
