@@ -235,3 +235,27 @@ def _output_homes(outputs, order, last, in_place) -> dict[int, str]:
         if all(last.get(id(i), -1) <= position_of[id(e)] for i in overwritten):
             home[id(e)] = f"o{k}"
     return home
+
+
+# ------------------------------------------------------------------------------------------------
+# layouts
+
+
+def merge_dimensions(shape, steps: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """Sizes, and the steps of every array through them, with dimensions that every array walks
+    through at one step made one; dimensions of size 1 are left out."""
+    sizes: list[int] = []
+    kept: list[list[int]] = [[] for _ in steps]
+    for d, n in enumerate(shape):
+        if n == 1:
+            continue
+        here = [s[d] for s in steps]
+        if sizes and all(k[-1] == h * n for k, h in zip(kept, here, strict=True)):
+            sizes[-1] *= n
+            for k, h in zip(kept, here, strict=True):
+                k[-1] = h
+        else:
+            sizes.append(n)
+            for k, h in zip(kept, here, strict=True):
+                k.append(h)
+    return sizes, kept

@@ -22,7 +22,7 @@ import numpy as np
 from ..backend import cupy as backend
 from ..errors import KernelError
 from . import cuda_module
-from .arrays import BOOLEAN, Program
+from .arrays import BOOLEAN, Program, merge_dimensions
 from .cuda_module import Unsupported
 from .expr import Expr, inputs_of, topological
 
@@ -493,22 +493,7 @@ def _shape(program: Program, arrays: list, positions: list[int]) -> tuple[int, .
 
 
 def _layout(shape: tuple[int, ...], arrays: list) -> _Layout:
-    """Merge neighbouring dimensions that every array steps through at one stride."""
-    sizes: list[int] = []
-    steps: list[list[int]] = [[] for _ in arrays]
-    wide = [_steps(a, len(shape)) for a in arrays]
-    for d, n in enumerate(shape):
-        if n == 1:
-            continue
-        here = [w[d] for w in wide]
-        if sizes and all(s[-1] == h * n for s, h in zip(steps, here, strict=True)):
-            sizes[-1] *= n
-            for s, h in zip(steps, here, strict=True):
-                s[-1] = h
-        else:
-            sizes.append(n)
-            for s, h in zip(steps, here, strict=True):
-                s.append(h)
+    sizes, steps = merge_dimensions(shape, [_steps(a, len(shape)) for a in arrays])
     if not sizes:
         return _Layout([], 1, [[1] for _ in arrays])
     return _Layout(sizes[:-1], sizes[-1], steps)

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..backend import numpy as backend
 from . import vector_math
-from .arrays import BOOLEAN, Program
+from .arrays import BOOLEAN, Program, merge_dimensions
 from .expr import Expr, inputs_of, topological
 from .ir import Code, Value, with_element
 from .machine import Machine, machine
@@ -450,24 +450,9 @@ def _steps(sizes: Sequence[int], itemsize: int) -> list[int]:
 def _loops(shape, arrays) -> tuple[list[int], list[list[int]]] | None:
     """Sizes of at most three nested loops and the strides of every array in them, in bytes.
 
-    Neighbouring dimensions that every array steps through at one stride become one. None if three
-    loops do not do, or if an array's elements lie apart in the innermost.
+    None if three loops do not do, or if an array's elements lie apart in the innermost.
     """
-    wide = [_strides_in(a, len(shape)) for a in arrays]
-    sizes: list[int] = []
-    kept: list[list[int]] = [[] for _ in arrays]
-    for d, n in enumerate(shape):
-        if n == 1:
-            continue
-        steps = [w[d] for w in wide]
-        if sizes and all(k[-1] == s * n for k, s in zip(kept, steps, strict=True)):
-            sizes[-1] *= n
-            for k, s in zip(kept, steps, strict=True):
-                k[-1] = s
-        else:
-            sizes.append(n)
-            for k, s in zip(kept, steps, strict=True):
-                k.append(s)
+    sizes, kept = merge_dimensions(shape, [_strides_in(a, len(shape)) for a in arrays])
     if not sizes:  # one element
         return [1], [[a.itemsize] for a in arrays]
     fits = all(k[-1] in (0, a.itemsize) for k, a in zip(kept, arrays, strict=True))
