@@ -56,6 +56,7 @@ def schedule(request, host_device):
 @pytest.fixture
 def exact_allocations(host_device):
     """Every array its own poisoned allocation that ends at a guard page."""
+    host_device.overrun()  # of others
     with host_device.exact_allocations():
         yield
         gc.collect()

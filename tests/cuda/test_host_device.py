@@ -154,8 +154,12 @@ def test_writing_over_the_end(cp, write, host_device):
         with pytest.raises(cp.cuda.driver.CUDADriverError, match="illegal address"):
             write((1,), (32,), (a, np.int32(17)))
         b = cp.zeros(1, f4)
-        write((1,), (32,), (b, np.int32(2)))  # within the 16 bytes that allocations are rounded to
         host_device.overrun()
+        # within the 16 bytes that allocations are rounded to
+        with pytest.raises(cp.cuda.driver.CUDADriverError, match="behind an allocation of 4 bytes"):
+            write((1,), (32,), (b, np.int32(2)))
+        write((1,), (32,), (b, np.int32(1)))  # said once
+        cp.cuda.runtime.memset(b.data.ptr, 1, 9)
         del a, b
         gc.collect()
         assert "behind an allocation of 4 bytes" in host_device.overrun()

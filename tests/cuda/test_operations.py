@@ -147,6 +147,7 @@ def strictly():
     if not host_device.active():
         yield
         return
+    host_device.overrun()  # of others
     with host_device.exact_allocations(alignment=256), host_device.scheduled("shuffled", seed=1):
         yield
         gc.collect()

@@ -66,7 +66,7 @@ def _open(path) -> ctypes.CDLL:
     device.host_device_allocations.restype = ctypes.c_size_t
     device.host_device_capacity.restype = ctypes.c_size_t
     device.host_device_set_capacity.argtypes = [ctypes.c_size_t]
-    device.host_device_set_alignment.argtypes = [ctypes.c_size_t]
+    device.host_device_set_exact.argtypes = [ctypes.c_int, ctypes.c_size_t]
     return device
 
 
@@ -208,15 +208,15 @@ def exact_allocations(alignment: int = 16) -> Iterator[None]:
 
     CuPy's pool hands out used memory in pieces of 512 bytes, which hides both. The guard page comes
     after at most ``alignment - 1`` bytes of poison; 256 is what ``cudaMalloc`` grants and libraries
-    expect.
+    expect. A kernel that writes into the poison beside some array is an error as well.
     """
     import cupy
 
     before = cupy.cuda.get_allocator()
     cupy.cuda.set_allocator(None)
-    device().host_device_set_alignment(alignment)
+    device().host_device_set_exact(1, alignment)
     try:
         yield
     finally:
-        device().host_device_set_alignment(16)
+        device().host_device_set_exact(0, 16)
         cupy.cuda.set_allocator(before)

@@ -156,6 +156,10 @@ struct Allocation {
 // The allocation an address lies in, or just behind; null for other memory.
 const Allocation* find_allocation(const void* address);
 
+// That something wrote close beside some allocation, in words; empty if nothing did, or if arrays
+// are not allocated exactly.
+std::string damaged_allocation();
+
 // ---- kernels.cpp, recording.cpp -----------------------------------------------------------------
 
 struct Parameter {

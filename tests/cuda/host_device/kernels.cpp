@@ -97,7 +97,8 @@ int run(const Function& f, const Shape& shape, const Arguments& arguments) {
   if (!f.launch(shape.grid_and_block.data(), shape.shared, pointers.data(), schedule.order,
                 schedule.seed, message, sizeof message)) {
     record.finish();
-    return 0;
+    const std::string damage = damaged_allocation();
+    return damage.empty() ? 0 : fail(cudaErrorIllegalAddress, f.name + ": " + damage);
   }
   const bool address = strstr(message, "illegal address");
   return fail(address ? cudaErrorIllegalAddress : cudaErrorLaunchFailure, f.name + ": " + message);

@@ -7,7 +7,7 @@
 
 #include <sys/mman.h>
 
-#include <cstdio>
+#include <algorithm>
 #include <cstring>
 
 namespace host_device {
@@ -21,6 +21,7 @@ std::map<char*, Allocation> allocations;  // by start
 size_t used[kDevices];
 size_t capacity = size_t{4} << 30;  // bytes of each device
 size_t alignment = 16;              // of allocations whose size is no multiple of 512
+bool exact = false;                 // whether the poison around allocations is looked at
 std::string overrun;                // what the last check of poison found
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -52,14 +53,15 @@ bool poisoned(const char* from, const char* to) {
   return true;
 }
 
-void check_poison(const Allocation& a) {
+// What is wrong with the poison in up to `most` bytes on each side of an allocation; or empty.
+std::string damage(const Allocation& a, size_t most) {
   const char *low = a.mapping + kPage, *high = a.mapping + a.mapped - kPage;
-  const bool below = !poisoned(low, a.start), above = !poisoned(a.start + a.bytes, high);
-  if (!below && !above) return;
-  char text[160];
-  snprintf(text, sizeof text, "something wrote %s an allocation of %zu bytes on device %d",
-           below ? "below" : "behind", a.bytes, a.device);
-  overrun = text;
+  const char *begin = a.start, *end = a.start + a.bytes;
+  const bool below = !poisoned(begin - std::min<size_t>(most, begin - low), begin);
+  const bool above = !poisoned(end, end + std::min<size_t>(most, high - end));
+  if (!below && !above) return "";
+  return "something wrote " + std::string(below ? "below" : "behind") + " an allocation of " +
+         std::to_string(a.bytes) + " bytes on device " + std::to_string(a.device);
 }
 
 int release(void* address, bool host) {
@@ -70,7 +72,8 @@ int release(void* address, bool host) {
   Allocation a = found->second;
   // Freeing waits for the work that may still use the memory.
   const int error = complete_device(a.device);
-  check_poison(a);
+  const std::string beside = damage(a, a.mapped);
+  if (!beside.empty()) overrun = beside;
   if (!host) used[a.device] -= a.bytes;
   munmap(a.mapping, a.mapped);
   allocations.erase((char*)address);
@@ -202,6 +205,20 @@ const Allocation* find_allocation(const void* address) {
   return (char*)address <= a.start + a.bytes ? &a : nullptr;
 }
 
+std::string damaged_allocation() {
+  if (!exact) return "";
+  for (auto& [start, a] : allocations) {
+    if (!a.mapping) continue;
+    const std::string found = damage(a, 64);
+    if (found.empty()) continue;
+    // Said once.
+    memset(a.mapping + kPage, kPoison, a.start - a.mapping - kPage);
+    memset(a.start + a.bytes, kPoison, a.mapping + a.mapped - kPage - a.start - a.bytes);
+    return found;
+  }
+  return "";
+}
+
 }  // namespace host_device
 
 using namespace host_device;
@@ -300,7 +317,10 @@ EXPORT cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
 
 EXPORT void host_device_set_capacity(size_t bytes) { capacity = bytes; }
 
-EXPORT void host_device_set_alignment(size_t bytes) { alignment = bytes; }
+EXPORT void host_device_set_exact(int on, size_t bytes) {
+  exact = on;
+  alignment = bytes;
+}
 
 EXPORT size_t host_device_capacity() { return capacity; }
 
