@@ -35,7 +35,7 @@ ALLOWED = {
     r"cuda_attention: .*/(forward|backward_\w+)": Allowance(
         "rows of queries or keys and their sums are kept in registers; one block per processor", 168
     ),
-    r"cuda_corpus: (atan forward float64|logaddexp backward bfloat16)/": Allowance(
+    r"cuda_corpus: (atan forward float64|logaddexp backward bfloat16)/elementwise": Allowance(
         "CUDA's atan and its division call subroutines, which save a register or two on the stack",
         spill_bytes=8,
     ),
