@@ -40,7 +40,7 @@ TABLES = {
         banned="binary_cross_entropy",
     ),
     "cpu": _table(
-        lower="matmul linear conv1d conv2d conv_transpose2d addmm mm bmm "
+        lower="matmul linear conv1d conv2d conv_transpose2d addmm mm bmm einsum "
         "scaled_dot_product_attention",
         float32="prod trace binary_cross_entropy mse_loss nll_loss cross_entropy kl_div l1_loss "
         "smooth_l1_loss huber_loss binary_cross_entropy_with_logits",

@@ -1370,7 +1370,8 @@ def einsum(equation: str, *operands) -> Tensor:
     Repeated letters within an operand take its diagonal. Operands are contracted from left to
     right.
     """
-    if modes.special and (policy := policy_of("einsum", operands)):
+    # a product of two operands is one of matrices; sums of one are not
+    if modes.special and "," in equation and (policy := policy_of("einsum", operands)):
         return policy(einsum, equation, *operands)
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
