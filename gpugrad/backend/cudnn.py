@@ -175,17 +175,18 @@ def build(make: Callable[[Any], None], **where) -> Any:
     notes, forbidden = cudnn.numerical_note, []
     if switches.deterministic:
         forbidden.append(notes.NONDETERMINISTIC)
-    if not switches.allow_tf32 and _has_float32(graph):
+    if not switches.allow_tf32 and _is_float32(graph):
         forbidden += [notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS]
     if forbidden:
         graph.deselect_numeric_notes(forbidden)
     return graph
 
 
-def _has_float32(graph) -> bool:
-    """Whether an input is float32, which engines could round to TF32."""
+def _is_float32(graph) -> bool:
+    """Whether all inputs are float32, which engines could round to TF32. Sums beside operands of
+    half precision, as the gradient of attention reads, are no factors."""
     float32 = module().data_type.FLOAT
-    return any(tensor.get_data_type() == float32 for tensor in graph.get_inputs())
+    return all(tensor.get_data_type() == float32 for tensor in graph.get_inputs())
 
 
 def _fastest(graph, addresses: dict[int, int], handle) -> _Plan | None:

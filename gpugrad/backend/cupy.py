@@ -296,6 +296,14 @@ def empty(shape, dtype):
     return cupy().ndarray(shape, dtype)
 
 
+def empty_laid_out_as(shape, like):
+    """An uninitialised array with its dimensions in the order in which those of another lie in
+    memory: heads that were split off a row are joined again without a copy."""
+    order = sorted(range(like.ndim), key=lambda d: (-like.strides[d], d))
+    back = sorted(range(like.ndim), key=order.__getitem__)
+    return empty([shape[d] for d in order], like.dtype).transpose(back)
+
+
 def contiguous(array):
     """The array itself if it lies in C order, else a copy that does."""
     return array if array.flags.c_contiguous else cupy().ascontiguousarray(array)

@@ -1,5 +1,6 @@
 """Attention on CUDA without the matrix of weights, forward and backward (kernels/attention.cuh).
 
+cuDNN computes it where it is installed and switched on (``cudnn_attention``), else the kernels.
 Keys and values of up to 128 numbers in every floating-point dtype, arithmetic in float32 (float64
 for float64); arrays of up to 4 dimensions in any layout. What does not fit is answered with None.
 The logarithmic sums that the forward pass leaves for the backward pass are kept beside the result,
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..backend import cupy as backend
 from ..errors import KernelError
-from . import cuda_module
+from . import cuda_module, cudnn_attention
 from .cuda import TYPES
 
 _STEPS = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8"), ("column", "i8")])
@@ -97,7 +98,7 @@ class _Problem:
         self.q, self.k, self.v, self.mask = _four(q), _four(k), _four(v), mask
         batch, heads, queries, _ = self.q.shape
         self.matrices, self.queries, self.keys = batch * heads, queries, self.k.shape[2]
-        self.kind = "none"
+        self.kind, self.options = "none", {"scale": scale, "causal": causal}
         if mask is not None:
             self.kind = "bool" if mask.dtype == bool else "add"
             self.mask = backend.cupy().broadcast_to(mask, (batch, heads, queries, self.keys))
@@ -165,15 +166,6 @@ def _problem(q, k, v, masks, scale, causal, functions) -> _Problem | None:
     return problem if all(problem.variant(f) for f in functions) else None
 
 
-def _laid_out_as(shape, like):
-    """A new array with its dimensions in the order in which those of another lie in memory: heads
-    that were split off a row are joined again without a copy."""
-    order = sorted(range(like.ndim), key=lambda d: (-like.strides[d], d))
-    back = np.argsort(order)
-    new = backend.cupy().ndarray([shape[d] for d in order], like.dtype)
-    return new.transpose(tuple(int(d) for d in back))
-
-
 # ------------------------------------------------------------------------------------------------
 # the two directions
 
@@ -208,7 +200,13 @@ def attention(q, k, v, *masks, scale: float, causal: bool):
 
 
 def _forward(problem: _Problem, shape, like):
-    out, sums = _laid_out_as(shape, like), problem.numbers_of_queries()
+    sums = problem.numbers_of_queries()
+    if problem.mask is None:
+        q, k, v = problem.q, problem.k, problem.v
+        out = cudnn_attention.forward(q, k, v, sums, **problem.options)
+        if out is not None:
+            return out.reshape(shape), sums
+    out = backend.empty_laid_out_as(shape, like)
     problem.describe("out", _four(out))
     mask = problem.q if problem.mask is None else problem.mask
     args = (problem.q, problem.k, problem.v, mask, out, sums)
@@ -234,6 +232,12 @@ def attention_vjp(needs, g, out, q, k, v, *masks, scale: float, causal: bool):
 
 
 def _backward(problem: _Problem, needs, g, out, sums, q, k, v) -> list:
+    if problem.mask is None:
+        arguments = (_four(g), _four(out), sums, problem.q, problem.k, problem.v)
+        found = cudnn_attention.backward(*arguments, **problem.options)
+        if found is not None:  # cuDNN computes all three
+            wanted = zip(needs, found, (q, k, v), strict=True)
+            return [d.reshape(a.shape) if need else None for need, d, a in wanted]
     problem.describe("g", _four(g))
     problem.describe("out", _four(out))
     deltas = problem.numbers_of_queries()
@@ -245,11 +249,11 @@ def _backward(problem: _Problem, needs, g, out, sums, q, k, v) -> list:
     inputs = (problem.q, problem.k, problem.v, mask, g, sums, deltas)
     dq = dk = dv = None
     if needs[0]:
-        dq = _laid_out_as(q.shape, q)
+        dq = backend.empty_laid_out_as(q.shape, q)
         problem.describe("dq", _four(dq))
         problem.launch("backward_query", problem.queries, (*inputs, dq))
     if needs[1] or needs[2]:
-        dk, dv = _laid_out_as(k.shape, k), _laid_out_as(v.shape, v)
+        dk, dv = backend.empty_laid_out_as(k.shape, k), backend.empty_laid_out_as(v.shape, v)
         problem.describe("dk", _four(dk))
         problem.describe("dv", _four(dv))
         problem.launch("backward_key", problem.keys, (*inputs, dk, dv))

@@ -1,5 +1,5 @@
-"""A stand-in for nvidia-cudnn-frontend on the host-memory device: graphs of one convolution,
-computed with NumPy at the addresses they are given.
+"""A stand-in for nvidia-cudnn-frontend on the host-memory device: graphs of one convolution
+or attention, computed with NumPy at the addresses they are given.
 
 It has the calls gpugrad/backend/cudnn.py makes, refuses arguments NVIDIA's frontend would refuse
 and counts what costs time: graphs built, handles, changes of stream, executions.
@@ -114,11 +114,14 @@ class pygraph:
         return self.inputs
 
     def _convolution(self, name, a, b, options):
-        self.operation, self.operands, self.options = name, (a, b), options
         for value in options.values():
             assert isinstance(value, list) and all(type(v) is int for v in value)
-        self.result = Tensor()
-        return self.result
+        return self._operation(name, (a, b), 1, options)[0]
+
+    def _operation(self, name, operands, results: int, options):
+        self.operation, self.operands, self.options = name, operands, options
+        self.results = [Tensor() for _ in range(results)]
+        return self.results
 
     def conv_fprop(self, *, image, weight, **options):
         return self._convolution("fprop", image, weight, options)
@@ -129,15 +132,41 @@ class pygraph:
     def conv_wgrad(self, *, image, loss, **options):
         return self._convolution("wgrad", loss, image, options)
 
+    def sdpa(self, *, q, k, v, attn_scale, use_causal_mask, generate_stats):
+        assert generate_stats is True
+        options = {"scale": attn_scale, "causal": use_causal_mask}
+        return self._attention("sdpa", (q, k, v), 2, options)
+
+    def sdpa_backward(
+        self, *, q, k, v, o, dO, stats, attn_scale, use_causal_mask, use_deterministic_algorithm
+    ):
+        self.deterministic = use_deterministic_algorithm
+        options = {"scale": attn_scale, "causal": use_causal_mask}
+        return self._attention("sdpa_backward", (q, k, v, o, dO, stats), 3, options)
+
+    def _attention(self, name, operands, results, options):
+        assert type(options["scale"]) is float and type(options["causal"]) is bool
+        return self._operation(name, operands, results, options)
+
     def _go(self, before: str, after: str) -> None:
         assert self.stage == before, f"{after} after {self.stage}"
         self.stage = after
 
     def validate(self):
         self._go("described", "validated")
-        assert self.result.is_output and self.result.uid is not None and self.result.dim
-        types = {t.type for t in (*self.operands, self.result)}
-        assert len(types) == 1, "one dtype"
+        assert all(t.is_output and t.uid is not None and t.dim for t in self.results)
+        tensors = [*self.operands, *self.results]
+        if self.operation.startswith("sdpa"):
+            sums = tensors.pop(5 if self.operation == "sdpa_backward" else 4)
+            assert sums.type is data_type.FLOAT and sums.dim == [*tensors[0].dim[:3], 1]
+            assert sums.stride == list(np.cumprod([1, 1, *sums.dim[2:0:-1]])[::-1]), "packed"
+            for t in tensors:
+                assert len(t.dim) == 4 and t.stride[3] == 1 and t.dim[3] % 8 == 0
+                assert all(s > 0 and s % 8 == 0 for s in t.stride[:3]), "rows begin at 16 bytes"
+            lengths = {t.dim[2] for t in self.operands[:3]}
+            if self.operation == "sdpa_backward" and lengths == {1}:
+                raise cudnnGraphNotSupportedError("s_q = s_kv = 1 is not supported.")
+        assert len({t.type for t in tensors}) == 1, "one dtype"
 
     def build_operation_graph(self):
         self._go("validated", "lowered")
@@ -178,19 +207,44 @@ class pygraph:
 
         assert self.stage == "built"
         assert handle.stream == cupy.cuda.get_current_stream().ptr
-        assert set(addresses) == {t.uid for t in (*self.operands, self.result)}
+        assert set(addresses) == {t.uid for t in (*self.operands, *self.results)}
         counts["executions"] += 1
         workspaces.append(workspace)
-        a, b, y = (t.at(addresses[t.uid]) for t in (*self.operands, self.result))
-        y[...] = self._compute(a.astype(np.float64), b.astype(np.float64)).astype(y.dtype)
+        operands = [t.at(addresses[t.uid]).astype(np.float64) for t in self.operands]
+        compute = getattr(self, f"_{self.operation}", self._convolve)
+        for t, computed in zip(self.results, compute(*operands), strict=True):
+            y = t.at(addresses[t.uid])
+            y[...] = computed.astype(y.dtype)
 
-    def _compute(self, a, b):
+    def _scores(self, q, k):
+        scores = q @ k.swapaxes(2, 3) * self.options["scale"]
+        if self.options["causal"]:  # a query sees keys up to its own place, counted from the first
+            scores[..., ~np.tri(*scores.shape[2:], dtype=bool)] = -np.inf
+        return scores
+
+    def _sdpa(self, q, k, v):
+        scores = self._scores(q, k)
+        top = scores.max(-1, keepdims=True)
+        sums = top + np.log(np.exp(scores - top).sum(-1, keepdims=True))
+        return np.exp(scores - sums) @ v, sums
+
+    def _sdpa_backward(self, q, k, v, o, dO, stats):
+        """Weights from the sums that are given, as NVIDIA's graph of the gradient."""
+        weights = np.exp(self._scores(q, k) - stats)
+        product = (dO * o).sum(-1, keepdims=True)
+        d = weights * (dO @ v.swapaxes(2, 3) - product) * self.options["scale"]
+        return d @ k, d.swapaxes(2, 3) @ q, weights.swapaxes(2, 3) @ dO
+
+    def _convolve(self, a, b):
+        return (self._convolution_of(a, b),)
+
+    def _convolution_of(self, a, b):
         o = self.options
         padding = tuple(zip(o["pre_padding"], o["post_padding"], strict=True))
         given = {
             "stride": tuple(o["stride"]), "padding": padding, "dilation": tuple(o["dilation"])
         }  # fmt: skip
-        shape = tuple(self.result.dim)
+        shape = tuple(self.results[0].dim)
         # as the library: groups follow from the channels of images and filters
         if self.operation == "fprop":
             return convolution.forward(a, b, groups=a.shape[1] // b.shape[1], **given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import pytest
 import gpugrad as gg
 from gpugrad import functional as F
 from gpugrad.backend import cudnn
-from gpugrad.codegen import cuda_convolution, cudnn_convolution
+from gpugrad.codegen import cuda_attention, cuda_convolution, cudnn_attention, cudnn_convolution
+from gpugrad.ops import attention as attention_rows
 from gpugrad.ops import convolution
 from tests.cuda import fake_cudnn
 from tests.cuda.judging import agrees, on_device, rounded, wide
@@ -203,6 +205,178 @@ def test_no_hidden_traffic(library, no_hidden_traffic, rng):
         run_all(x, w, g, options)
 
 
+# ---- attention
+
+# leading dimensions, queries, keys, numbers of a key and of a value
+HEADS = {
+    "square": ((2, 3), 33, 33, 16, 16),
+    "more keys": ((1, 2), 5, 40, 40, 24),
+    "fewer keys": ((2, 1), 40, 7, 8, 128),
+    "one query": ((1, 2), 1, 40, 64, 64),
+    "one key": ((3,), 9, 1, 16, 16),
+    "one head": ((), 12, 12, 8, 8),
+}
+HOW = {"scale": 0.3, "causal": False}
+
+
+def attention_operands(rng, name, dtype="float16"):
+    """q, k, v and a cotangent."""
+    lead, queries, keys, head, value = HEADS[name]
+    shapes = (queries, head), (keys, head), (keys, value), (queries, value)
+    return [rounded(rng.normal(size=(*lead, *shape)), dtype) for shape in shapes]
+
+
+def attention_expected(arrays, how=HOW):
+    q, k, v, g = (wide(a) for a in arrays)
+    out = attention_rows._attention(q, k, v, **how)
+    return [out, *attention_rows._attention_vjp((True,) * 3, g, out, q, k, v, **how)]
+
+
+def attention_all(q, k, v, g, how=HOW):
+    out = cuda_attention.attention(q, k, v, **how)
+    return [out, *cuda_attention.attention_vjp((True,) * 3, g, out, q, k, v, **how)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", HEADS)
+def test_attention(name, dtype, causal, library, rng):
+    arrays, how = attention_operands(rng, name, dtype), {"scale": 0.3, "causal": causal}
+    found = attention_all(*on_device(*arrays), how)
+    assert library.counts["graphs"] == library.counts["executions"] == 2
+    for a, b in zip(found, attention_expected(arrays, how), strict=True):
+        agrees(a, b, dtype)
+
+
+def attention_layouts(a):
+    """Arrays of the same values: what a library reads in place, and what is copied for it."""
+    import cupy
+
+    lead, (length, size) = a.shape[:-2], a.shape[-2:]
+    a = cupy.asarray(a)
+    wider = cupy.zeros((*lead, length, size + 8), a.dtype)
+    longer = cupy.zeros((*lead, 2 * length, size), a.dtype)
+    odd = cupy.zeros(a.size + 1, a.dtype)[1:].reshape(a.shape)
+    part, every = wider[..., 8:], longer[..., ::2, :]
+    for view in (part, every, odd):
+        view[...] = a
+    split = cupy.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2)
+    columns = cupy.ascontiguousarray(a.swapaxes(2, 3)).swapaxes(2, 3)
+    backwards = cupy.ascontiguousarray(a[..., ::-1, :])[..., ::-1, :]
+    gaps = cupy.ascontiguousarray(cupy.repeat(a, 2, -1))[..., ::2]
+    return {"in place": (a, part, every, split), "copied": (odd, columns, backwards, gaps)}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["in place", "copied"])
+def test_attention_layouts(kind, library, rng):
+    arrays = attention_operands(rng, "square")
+    expected = attention_expected(arrays)
+    layouts = [attention_layouts(a)[kind] for a in arrays]
+    for i, operands in enumerate(zip(*layouts, strict=True)):
+        found = attention_all(*operands)
+        assert library.counts["executions"] == 2 * (i + 1)
+        for a, b in zip(found, expected, strict=True):
+            agrees(a, b, "float16")
+    for array in layouts[0]:
+        assert (cudnn_attention._readable(array) is array) == (kind == "in place")
+    if kind == "in place":  # the last: heads that were split off
+        assert all(a.swapaxes(1, 2).flags.c_contiguous for a in found)
+
+
+@pytest.mark.gpu
+def test_attention_of_rows_that_are_shown_many_times(library, rng):
+    import cupy
+
+    q, k, v, g = attention_operands(rng, "square")
+    on = [cupy.broadcast_to(cupy.asarray(a[:, :1]), a.shape) for a in (k, v, g)]
+    arrays = [q, *(a.get() for a in on)]
+    found = attention_all(cupy.asarray(q), *on)
+    assert library.counts["executions"] == 2
+    for a, b in zip(found, attention_expected(arrays), strict=True):
+        agrees(a, b, "float16")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("declined", ["sdpa", "sdpa_backward"])
+def test_attention_half_by_cudnn(declined, library, rng):
+    """Kernels read the sums that cuDNN wrote, and cuDNN those of the kernels."""
+    library.declined.add(declined)
+    arrays = attention_operands(rng, "square")
+    found = attention_all(*on_device(*arrays))
+    assert library.counts["executions"] == 1
+    for a, b in zip(found, attention_expected(arrays), strict=True):
+        agrees(a, b, "float16")
+
+
+@pytest.mark.gpu
+def test_attention_without_the_sums_and_of_what_is_needed(library, rng):
+    q, k, v, g = on_device(*(arrays := attention_operands(rng, "more keys")))
+    out = cuda_attention.attention(q, k, v, **HOW).copy()  # sums belong to the first
+    needs = (False, True, False)
+    dq, dk, dv = cuda_attention.attention_vjp(needs, g, out, q, k, v, **HOW)
+    assert dq is None and dv is None and library.counts["executions"] == 3
+    agrees(dk, attention_expected(arrays)[2], "float16")
+
+
+@pytest.mark.gpu
+def test_attention_of_one_query_and_one_key(library, rng):
+    """cuDNN has no gradient for it; there are kernels."""
+    arrays = [a[..., :1, :] for a in attention_operands(rng, "square")]
+    found = attention_all(*on_device(*(np.ascontiguousarray(a) for a in arrays)))
+    assert library.counts["executions"] == 1
+    for a, b in zip(found, attention_expected(arrays), strict=True):
+        agrees(a, b, "float16")
+
+
+@pytest.mark.gpu
+def test_attention_that_is_not_for_cudnn(library, monkeypatch, rng):
+    import cupy
+
+    arrays = on_device(*attention_operands(rng, "square"))
+    q, k, v, g = arrays
+    with gg.backends.cudnn.flags(enabled=False):
+        attention_all(*arrays)
+    attention_all(*(a.astype("float32") for a in arrays))
+    attention_all(q[..., :12].copy(), k[..., :12].copy(), v, g)
+    cuda_attention.attention(q, k, v, cupy.ones((33, 33), bool), **HOW)
+    cuda_attention.attention(q, k, v, cupy.ones((33, 33), q.dtype), **HOW)
+    monkeypatch.setattr(library, "backend_version", lambda: 91500)
+    attention_all(*arrays)
+    assert not library.counts
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_attention_switches(deterministic, library, rng):
+    """float32 among the inputs of the gradient, the sums, does not forbid tensor cores."""
+    arrays = on_device(*attention_operands(rng, "square"))
+    with gg.backends.cudnn.flags(deterministic=deterministic):
+        attention_all(*arrays)
+    forward, backward = (plan.graph for plan in cudnn._plans.values())
+    for graph in (forward, backward):
+        assert [note.name for note in graph.forbidden] == ["NONDETERMINISTIC"] * deterministic
+    assert backward.deterministic is deterministic
+
+
+@pytest.mark.gpu
+def test_attention_in_training(library, no_hidden_traffic, rng):
+    q, k, v, g = (gg.tensor(a, device="cuda") for a in attention_operands(rng, "square"))
+    for a in (q, k, v):
+        a.requires_grad_()
+
+    def step():
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out.backward(g)
+        return out
+
+    step()
+    with no_hidden_traffic("sync", "h2d", "d2h"):
+        step()
+    assert library.counts["graphs"] == 2 and library.counts["executions"] == 4
+
+
 # ---- switches
 
 
@@ -280,6 +454,17 @@ print(json.dumps(found))
 """
 
 
+# Engines that are compiled load what they compiled when a plan is built.
+LOADS = {"cuLibraryLoadData", "cuLibraryGetKernel", "cuKernelGetFunction"}
+
+
+def driver_function(name: str) -> str:
+    """C++ of a function of the driver that there is not: no device, but kernels may be loaded."""
+    if name in LOADS:
+        return f'extern "C" int {name}(void** out) {{ *out = out; return 0; }}\n'
+    return f'extern "C" int {name}() {{ return {0 if name.startswith("cuKernel") else 100}; }}\n'
+
+
 @pytest.fixture(scope="module")
 def without_driver(tmp_path_factory):
     """An environment in which libcudnn loads without NVIDIA's driver: all it calls fails."""
@@ -294,8 +479,10 @@ def without_driver(tmp_path_factory):
         listed = subprocess.run(["nm", "-D", "-u", library], capture_output=True, text=True)
         names = [line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines()]
         needed += [n for n in names if n.startswith("cu") and n[2].isupper()]
-    text = "".join(f'extern "C" int {name}() {{ return 100; }}\n' for name in sorted({*needed}))
-    (stub / "driver.cpp").write_text(text)
+        if "graph" in library.name or "engines" in library.name:  # looked up while they run
+            words = re.findall(rb"\bcu[A-Z]\w{2,60}(?=\0)", library.read_bytes())
+            needed += [word.decode() for word in words]
+    (stub / "driver.cpp").write_text("".join(map(driver_function, sorted({*needed}))))
     make = ["g++", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", stub / "libcuda.so.1"]
     subprocess.run([*make, stub / "driver.cpp"], check=True)
     import nvidia
@@ -328,3 +515,65 @@ def test_nvidias_library_has_engines(without_driver):
             plans, dims, _, _ = next(found)
             assert plans > 0
             assert tuple(dims) == tuple(shape)
+
+
+ATTENTION_PLANS = """
+import json, sys
+import cudnn, numpy as np
+from gpugrad.backend import cudnn as backend, cupy
+from gpugrad.codegen import cudnn_attention as attention
+
+found = []
+where = {"device_property": cudnn.create_device_properties(sys.argv[1]), "sm_version": 90}
+half = np.dtype("float16")
+
+class Array(np.ndarray):  # a CuPy array, as far as descriptions of graphs look
+    class data:
+        ptr = 0
+
+def array(*shape, dtype=half, split=False):
+    b, h, n, d = shape
+    a = np.empty((b, n, h, d), dtype).transpose(0, 2, 1, 3) if split else np.empty(shape, dtype)
+    return a.view(Array)
+
+def run(key, make, arrays):
+    graph = backend.build(make, **where)
+    try:
+        graph.check_support()
+        graph.build_plans()
+        found.append([graph.get_execution_plan_count(), graph.get_workspace_size()])
+    except cudnn.cudnnGraphNotSupportedError as error:
+        found.append([0, str(error)])
+    return True
+
+backend.run, cupy.empty = run, lambda shape, dtype: np.empty(shape, dtype).view(Array)
+backend.data_type.__globals__["module"] = lambda: cudnn
+for lead, queries, keys, head, value in json.loads(sys.argv[2]):
+    lead = [1] * (2 - len(lead)) + lead
+    sums = array(*lead, queries, 1, dtype=np.dtype("float32"))
+    for split, causal in ((False, False), (True, True)):
+        q, k, v = (array(*lead, *s, split=split) for s in
+                   ((queries, head), (keys, head), (keys, value)))
+        g = array(*lead, queries, value, split=split)
+        how = {"scale": 0.3, "causal": causal}
+        attention.forward(q, k, v, sums, **how)
+        for backend.switches.deterministic in (False, True):
+            attention.backward(g, g, sums, q, k, v, **how)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(gg.cuda.is_available(), reason="there is a device; it is asked itself")
+def test_nvidias_library_has_engines_for_attention(without_driver):
+    """It builds plans for all heads above, and for some as they are in use, in both layouts
+    and causal or not, with gradients that are deterministic or need not be."""
+    heads = [*HEADS.values(), ((2, 12), 1024, 1024, 64, 64), ((1, 8), 500, 500, 128, 128)]
+    ran = subprocess.run(
+        [sys.executable, "-c", ATTENTION_PLANS, json.dumps(H100), json.dumps(heads)],
+        capture_output=True, text=True, env=without_driver, cwd=ROOT,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert len(found) == len(heads) * 2 * 3
+    assert all(plans > 0 for plans, _ in found), [f for f in found if not f[0]]
