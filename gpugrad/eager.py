@@ -189,7 +189,8 @@ def _look_at_devices() -> None:
     global _interpret
     _interpret = interpret_there
     for cls in _tensor_types:
-        core.register_interpreter(cls, 1, interpret_there)
+        if core._INTERPRETERS[cls][1] is interpret:  # not the duals of forward mode
+            core.register_interpreter(cls, 1, interpret_there)
 
 
 register_tensor_type(Tensor)

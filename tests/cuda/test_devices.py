@@ -261,3 +261,11 @@ def test_every_operation_runs_where_its_arguments_are(name, other):
         args = [cast(a, "float32") for a in args]
         found, expected = (everything(op, args, params, d) for d in ("cuda:1", "cpu"))
         compare(name, found, expected, "float32")
+
+
+def test_forward_mode_keeps_its_tangents_where_there_are_several_devices(host_device):
+    """Duals are tensors, too, and must go on to interpret operations themselves."""
+    gg.ones(1, device="cuda")  # from now on, operations see to the current device
+    x = gg.randn(3, 4)
+    _, tangent = gg.func.jvp(gg.tril, (x,), (gg.ones_like(x),))
+    assert gg.equal(tangent, gg.tril(gg.ones(3, 4)))
