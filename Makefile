@@ -10,7 +10,7 @@
 #   make host-device  the GPU tests on the real CuPy over a device made of host memory; records launches
 #   make shim         every kernel runs on the CPU, at odd sizes; recorded launches in every schedule
 # make tsan    kernels that share memory or use atomics under ThreadSanitizer (after make host-device)
-# make recordings  packs recorded launches, for comparison with a GPU
+# make recordings  records launches of the kernels' tests: replayed by shim and tsan, compared with by a GPU
 # make clean   removes the environment and all caches
 #
 # Needs Python >= 3.11 and nothing else. PYTHON=... picks another interpreter, VENV=... another folder.
@@ -65,9 +65,13 @@ tsan: $(LADDER)
 	$(PY) -m pytest tests/cuda/test_shim_races.py tests/cuda/test_kernels_on_cpu.py -k races $(ARGS)
 
 host-device: $(LADDER)
-	GPUGRAD_TEST_DEVICE=host GPUGRAD_RECORD=$(RECORDED) $(PY) -m pytest -m gpu -p tests.cuda.recordings $(ARGS)
+	GPUGRAD_TEST_DEVICE=host $(PY) -m pytest -m gpu $(ARGS)
+
+# Launches of the kernels' own tests, each array a guarded allocation of its own; `shim` and `tsan` replay them.
+KERNELS := $(foreach k,elementwise rows reduce index attention convolution pooling batch_norm random,tests/cuda/test_$(k).py)
 
 recordings: $(LADDER)
+	GPUGRAD_TEST_DEVICE=host GPUGRAD_RECORD=$(RECORDED) $(PY) -m pytest -m gpu -p tests.cuda.recordings $(KERNELS)
 	$(PY) -m tests.cuda.recordings $(RECORDED) tests/cuda/data/recordings.xz
 
 clean:
