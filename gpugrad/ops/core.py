@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from ..backend.arrays import _ndarray, array_module, backend_of, is_array
+from ..backend.arrays import _ndarray, array_module, backend_of, is_array, there
 from ..backend.memory import LARGE
 from ..codegen import cuda, expr, llvm
 from ..codegen.arrays import BOOLEAN, Program
@@ -722,7 +722,8 @@ def composite(samples: Callable) -> Callable:
 def zeros_like(x):
     """An array of zeros with the shape, dtype and device of an array or of a tensor over one."""
     array = getattr(x, "array", x)
-    return array_module(array).zeros_like(array)
+    with there(array):
+        return array_module(array).zeros_like(array)
 
 
 def not_differentiable(
