@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from . import tree
 from .autograd.engine import ElementwiseNode, Leaf, Node, OpNode, _count_users
 from .autograd.engine import grad as tape_grad
+from .backend.arrays import there
 from .config import grad_mode, modes
 from .creation import as_tensor
 from .dtypes import is_differentiable
@@ -122,7 +123,7 @@ def _transpose_of_vjp(op: Op, tangents, out, primals, params):
     transpose is the jvp."""
     needs = tuple(t is not None for t in tangents)
     tensors = [p if isinstance(p, Tensor) or not hasattr(p, "dtype") else wrap(p) for p in primals]
-    with grad_mode(True):
+    with there(getattr(out, "array", out)), grad_mode(True):
         u = wrap(zeros_like(out)).requires_grad_()
         parts = op.vjp(u, out, tensors, params, needs)
         pairs = [(part, t) for part, t in zip(parts, tangents, strict=True) if t is not None]
