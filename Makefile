@@ -68,7 +68,7 @@ host-device: $(LADDER)
 	GPUGRAD_TEST_DEVICE=host $(PY) -m pytest -m gpu $(ARGS)
 
 # Launches of the kernels' own tests, each array a guarded allocation of its own; `shim` and `tsan` replay them.
-KERNELS := $(foreach k,elementwise rows reduce index attention convolution pooling batch_norm random,tests/cuda/test_$(k).py)
+KERNELS := $(foreach k,elementwise rows reduce index attention convolution pooling batch_norm updates random,tests/cuda/test_$(k).py)
 
 recordings: $(LADDER)
 	GPUGRAD_TEST_DEVICE=host GPUGRAD_RECORD=$(RECORDED) $(PY) -m pytest -m gpu -p tests.cuda.recordings $(KERNELS)

@@ -86,10 +86,17 @@ def is_current(text: str) -> bool:
 
     _, *pieces = re.split(r'^#line \d+ "(\w+\.cuh?)"\n', text, flags=re.MULTILINE)
     return all(
-        piece.strip() in cuda_module.file(name)
+        _plain(piece) in _plain(cuda_module.file(name))
         for name, piece in zip(pieces[::2], pieces[1::2])
         if Path(cuda_module.folder(), name).exists()
     )
+
+
+def _plain(text: str) -> str:
+    """The lines of a source that including does not change: a repeated include is left out,
+    an empty line stays."""
+    lines = text.splitlines()
+    return "\n".join(line for line in lines if line.strip() and not line.startswith('#include "'))
 
 
 # ---- one file ------------------------------------------------------------------------------------
