@@ -205,9 +205,9 @@ def run_on_device(launch) -> list:
     launches.place_pointers(launch, before, addresses)
     for pointer, content in zip(pointers, before):
         pointer.copy_from_host(content.ctypes.data, content.nbytes)
-    function = cuda_module._function(launch.text, launch.function, 0, launch.shared)
+    kernel = cuda_module.Launcher(launch.text, launch.function)
     arguments = [np.frombuffer(v, f"V{len(v)}") for v in launches.values(launch, addresses)]
-    function(launch.grid, launch.block, arguments, launch.shared)
+    kernel(launch.grid, launch.block, arguments, launch.shared)
     cupy.cuda.get_current_stream().synchronize()
     results = [np.empty(b.nbytes, np.uint8) for b in launch.buffers]
     for pointer, result in zip(pointers, results):

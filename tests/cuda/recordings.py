@@ -134,8 +134,8 @@ def write_packed(launches: Iterable[Launch], file: Path) -> None:
     file.write_bytes(lzma.compress(content, preset=9))
 
 
-def read_packed(file: Path = PACKED) -> list[Launch]:
-    content = lzma.decompress(file.read_bytes())
+def read_packed(file: Path | None = None) -> list[Launch]:
+    content = lzma.decompress((file or PACKED).read_bytes())
     head, _, rest = content.partition(b"\n")
     described = json.loads(head)
     at = 0
