@@ -17,6 +17,8 @@ from tests.cuda import gpu_session, recordings
 from tests.cuda.gpu_session import Session, parse
 from tests.cuda.shim import Launch, Pointer
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the session runs on Linux")
+
 
 @pytest.fixture
 def session(tmp_path):

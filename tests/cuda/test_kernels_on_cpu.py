@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -28,7 +27,7 @@ from tests.cuda.shim import Launch, Pointer, compiler, launches, race
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not shutil.which("g++"), reason="kernels run on the CPU with g++"),
+    pytest.mark.skipif(bool(shim.missing()), reason=shim.missing()),
 ]
 
 # ---- generated elementwise kernels ---------------------------------------------------------------
@@ -182,6 +181,7 @@ def test_results_depend_on_no_schedule(launched, order, seed):
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 def test_blocks_fit_into_the_registers(launched, arch):
     """A launch fails on a GPU if its block needs more than the 65536 registers there are."""
+    pytest.importorskip("cupy", reason="NVRTC comes with CuPy")
     largest: dict[tuple[str, str], int] = {}
     for launch in launched:
         key = launch.text, launch.function

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 
 from tests.cuda import shim
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="kernels run on the CPU with g++")
+pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing())
 f4 = np.float32
 
 

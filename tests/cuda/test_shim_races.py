@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import numpy as np
 import pytest
 
+from tests.cuda import shim
 from tests.cuda.shim import race
 from tests.cuda.shim.race import Launch, Pointer
 from tests.cuda.test_shim import SOFTMAX, TREE
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not shutil.which("g++"), reason="kernels run on the CPU with g++"),
+    pytest.mark.skipif(bool(shim.missing()), reason=shim.missing()),
 ]
 x = np.linspace(-1, 1, 512, dtype=np.float32)
 out = np.zeros(32, np.float32)

@@ -1,6 +1,6 @@
 """CUDA C++ kernels on a CPU: see README.md of this folder."""
 
-from .compiler import ShimError, build, build_all, build_cupy
+from .compiler import ShimError, build, build_all, build_cupy, missing
 from .kernel import (
     FORWARD,
     REVERSE,
@@ -26,6 +26,7 @@ __all__ = [
     "build",
     "build_all",
     "build_cupy",
+    "missing",
     "replay",
     "same_in_every_schedule",
 ]

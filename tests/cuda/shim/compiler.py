@@ -12,13 +12,18 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
+
+from gpugrad.codegen import cuda_module
+from gpugrad.errors import KernelError
 
 HERE = Path(__file__).parent
 
@@ -43,15 +48,27 @@ CUPY_HEADERS = ("complex.cuh", "carray.cuh", "atomics.cuh", "math_constants.h")
 @cache
 def cuda_headers() -> str:
     """A folder with NVIDIA's headers, those for host compilers among them."""
-    from gpugrad.codegen.cuda_module import include_folders
-
-    for folder in (*include_folders(), "/usr/local/cuda/include"):
+    for folder in (*cuda_module.include_folders(), "/usr/local/cuda/include"):
         if Path(folder, "crt", "host_defines.h").exists():
             return folder
     raise ShimError(
         "no NVIDIA headers with crt/host_defines.h: install a CUDA toolkit, or the packages "
         "nvidia-cuda-runtime and nvidia-cuda-crt"
     )
+
+
+@cache
+def missing() -> str:
+    """What is missing to run kernels here, as the reason for skipping a test; "" if nothing is."""
+    if not sys.platform.startswith("linux"):
+        return "kernels run on the CPU on Linux only"
+    if not shutil.which(compiler()):
+        return f"kernels run on the CPU with {compiler()}"
+    try:
+        cuda_headers()
+    except (ShimError, KernelError) as error:
+        return str(error)
+    return ""
 
 
 def cache_folder() -> Path:

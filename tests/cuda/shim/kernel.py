@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -45,9 +46,6 @@ class GuardedBytes:
     What lies before it, and the few bytes between its end and the page, is poison that must stay.
     """
 
-    _libc = ctypes.CDLL(None, use_errno=True)
-    _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
     def __init__(self, content: bytes, phase: int = 0):
         page, size = mmap.PAGESIZE, len(content)
         rest = -(size + phase) % 16
@@ -55,7 +53,7 @@ class GuardedBytes:
         self.memory = mmap.mmap(-1, inner + 2 * page)
         whole = np.frombuffer(self.memory, np.uint8)
         for guard in (0, page + inner):
-            self._libc.mprotect(whole.ctypes.data + guard, page, 0)
+            _forbid(whole.ctypes.data + guard, page)
         end = page + inner - rest
         self.before = whole[page : end - size]
         self.bytes = whole[end - size : end]
@@ -69,6 +67,19 @@ class GuardedBytes:
         for name, poison in (("before the start", self.before), ("after the end", self.after)):
             if not (poison == _POISON).all():
                 raise ShimError(f"wrote {name} of an array of {self.bytes.nbytes} bytes")
+
+
+@cache
+def _mprotect():
+    function = ctypes.CDLL(None, use_errno=True).mprotect
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
+
+
+def _forbid(address: int, size: int) -> None:
+    """Make pages inaccessible."""
+    if _mprotect()(address, size, 0):
+        raise OSError(ctypes.get_errno(), "mprotect")
 
 
 class Module:
