@@ -7,9 +7,9 @@
 # make ladder  CUDA code checked without a GPU; its rungs are
 #   make strict       the operations on a strict stand-in for CuPy arrays
 #   make nvrtc        every kernel compiles for every architecture
-#   make host-device  the GPU tests on the real CuPy over a device made of host memory; records launches
-#   make shim         every kernel runs on the CPU, at odd sizes; recorded launches in every schedule
-# make tsan    kernels that share memory or use atomics under ThreadSanitizer (after make host-device)
+#   make host-device  the GPU tests on the real CuPy over a device made of host memory
+#   make shim         every kernel runs on the CPU, at odd sizes and in several orders of threads
+# make schedules  recorded launches in other orders of threads;  make tsan  the same under ThreadSanitizer
 # make recordings  records launches of the kernels' tests: replayed by shim and tsan, compared with by a GPU
 # make clean   removes the environment and all caches
 #
@@ -27,7 +27,7 @@ unexport OPENBLAS_CORETYPE
 PY := $(VENV)/bin/python
 comma := ,
 
-.PHONY: train test lint bench gpu ladder strict nvrtc shim tsan recordings host-device clean
+.PHONY: train test lint bench gpu ladder strict nvrtc shim tsan schedules recordings host-device clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.extra-train-jit
@@ -59,7 +59,12 @@ nvrtc: $(LADDER)
 RECORDED := build/recordings
 
 shim: $(LADDER)
-	$(PY) -m pytest tests/cuda/test_shim.py tests/cuda/test_kernels_on_cpu.py -k "not races" $(ARGS)
+	$(PY) -m pytest tests/cuda/test_shim.py tests/cuda/test_kernels_on_cpu.py \
+		-k "not (races or schedule or registers)" $(ARGS)
+
+# Thousands of recorded launches in other orders of threads: minutes, so not a part of every change.
+schedules: $(LADDER)
+	$(PY) -m pytest tests/cuda/test_kernels_on_cpu.py -k "schedule or registers" $(ARGS)
 
 tsan: $(LADDER)
 	$(PY) -m pytest tests/cuda/test_shim_races.py tests/cuda/test_kernels_on_cpu.py -k races $(ARGS)
