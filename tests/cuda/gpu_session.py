@@ -1,11 +1,12 @@
-"""One session on a machine with an NVIDIA GPU: everything that needs one, in less than ten minutes.
+r"""One session on a machine with an NVIDIA GPU: everything that needs one, in less than ten minutes.
 
     python -m tests.cuda.gpu_session [--wheels FOLDER] [--minutes 9.5] [--parts ...]
 
 Needs Python, NumPy, CuPy and a CUDA toolkit (compute-sanitizer is in it), and no network. What else
 the tests import (pytest, hypothesis) is installed from wheels in a folder that was carried along:
 
-    python -m pip download --dest FOLDER pytest hypothesis ml_dtypes
+    python -m pip download --dest FOLDER --python-version 3.12 --only-binary=:all: \
+        pytest hypothesis ml_dtypes
 
 Each part is a process of its own with a time limit, so that none stops the others:
 
