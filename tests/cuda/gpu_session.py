@@ -1,4 +1,4 @@
-r"""One session on a machine with an NVIDIA GPU: everything that needs one, in less than ten minutes.
+r"""One session on a machine with an NVIDIA GPU: all that needs one, in less than ten minutes.
 
     python -m tests.cuda.gpu_session [--wheels FOLDER] [--minutes 9.5] [--parts ...]
 
