@@ -8,7 +8,7 @@ from typing import Any
 from . import eager
 from .autograd.engine import grad
 from .autograd.gradcheck import gradcheck as _gradcheck
-from .backend.arrays import to_numpy
+from .backend.arrays import is_cuda, to_numpy
 from .codegen import cuda, expr
 from .codegen.arrays import BOOLEAN, Program
 from .ops.core import Elementwise, Rule
@@ -130,7 +130,7 @@ class _Operation(Elementwise):
 
 
 def _any_cuda(args) -> bool:
-    return any(hasattr(a, "__cuda_array_interface__") for a in args)
+    return any(is_cuda(a) for a in args)
 
 
 def _stand_ins(inputs, count: int) -> list[expr.Expr]:

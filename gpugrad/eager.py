@@ -174,23 +174,27 @@ def _running_there(run: Callable) -> Callable:
     return run_there
 
 
-_tensor_types: list[type] = []
 _interpret = interpret
 
 
 def register_tensor_type(cls: type) -> None:
     """Let tensors of a class interpret operations (called for every subclass)."""
-    _tensor_types.append(cls)
     core.register_interpreter(cls, 1, _interpret)
+
+
+def _runs_here(cls: type) -> bool:
+    """Whether operations on objects of a class are run by this module; the duals of forward mode
+    are tensors too, and have an interpreter of their own."""
+    return core.interpreter_of(cls) is _interpret
 
 
 def _look_at_devices() -> None:
     """From now on, see to the current device: there are several."""
     global _interpret
+    classes = [cls for cls in core.interpreted_classes() if _runs_here(cls)]
     _interpret = interpret_there
-    for cls in _tensor_types:
-        if core._INTERPRETERS[cls][1] is interpret:  # not the duals of forward mode
-            core.register_interpreter(cls, 1, interpret_there)
+    for cls in classes:
+        core.register_interpreter(cls, 1, interpret_there)
 
 
 register_tensor_type(Tensor)
@@ -236,7 +240,7 @@ def _on_gpu(op: Elementwise, args) -> Tensor | None:
     values, signature = [], []
     here = cuda_backend.current_device() if cuda_backend.several() else None
     for a in args:
-        if a.__class__ in _tensor_types:
+        if a.__class__ is Tensor or _runs_here(a.__class__):
             x = a.array
             if x.__class__ is _ndarray or (here is not None and x.data.device_id != here):
                 return None
@@ -259,7 +263,7 @@ def _on_gpu(op: Elementwise, args) -> Tensor | None:
     result = wrap(results[0])
     if not modes.unusual or modes.local.grad:
         for a in args:
-            if a.__class__ in _tensor_types and a._node is not None:
+            if isinstance(a, Tensor) and a._node is not None:
                 _record_on_gpu(op, args, result)
                 if here is not None:
                     _run_there(result._node)

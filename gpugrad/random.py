@@ -18,7 +18,7 @@ from .backend.numpy import xp as np
 from .codegen import cuda_module, cuda_random
 from .codegen.cuda_random import Draw
 from .dtypes import finfo, float64, int64, settings
-from .ops.random import philox
+from .ops.random import philox, unit
 from .tensor import Tensor, wrap
 
 # Blocks of four numbers computed ahead, so that small requests do not pay 100 array calls each:
@@ -116,7 +116,7 @@ class Generator:
             bits = self.bits(2 * n).astype(np.uint64)
             wide = (bits[0::2] << np.uint64(32)) | bits[1::2]
             return ((wide >> np.uint64(11)) * 2.0**-53).reshape(shape)
-        values = (self.bits(n) >> np.uint32(8)) * np.float32(2.0**-24)
+        values = unit(self.bits(n))
         if dtype.itemsize < 4:  # rounding to float16 may give 1.0, which the interval excludes
             values = np.minimum(values, 1 - float(finfo(dtype).epsneg))
         return values.astype(dtype, copy=False).reshape(shape)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .expr import Expr, topological
+from .expr import Expr, inputs_of, topological
 
 
 class Program:
@@ -83,6 +83,23 @@ class Program:
             function = compile_program(source, functions, constants, dtype)
             compiled = self._compiled[key] = (function, floats, bools)
         return compiled
+
+    def result_shape(self, arrays: Sequence, positions: Sequence[int]) -> tuple[int, ...] | None:
+        """The shape of the results for arrays that are the inputs at some positions, if all results
+        have the same; None if not, or if the arrays do not broadcast (the caller has the words)."""
+        shape = arrays[0].shape
+        if all(a.shape == shape for a in arrays):
+            return shape
+        try:
+            shape = np.broadcast_shapes(*[a.shape for a in arrays])
+        except ValueError:
+            return None
+        shapes = {self.inputs[k]: a.shape for a, k in zip(arrays, positions, strict=True)}
+        for e in self.outputs:
+            read = [shapes[name] for name in inputs_of([e]) if name in shapes]
+            if shape not in read and np.broadcast_shapes(*read) != shape:
+                return None
+        return shape
 
 
 def compile_program(source: str, functions, constants: dict, dtype, **names):

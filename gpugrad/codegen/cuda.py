@@ -24,7 +24,7 @@ from ..errors import KernelError
 from . import cuda_module
 from .arrays import BOOLEAN, Program, merge_dimensions
 from .cuda_module import Unsupported
-from .expr import Expr, inputs_of, topological
+from .expr import Expr, topological
 
 # C++ types of storage by the name of a dtype; arithmetic is in double for double, else in float.
 TYPES = {
@@ -472,24 +472,10 @@ def _operands(program: Program, args: Sequence) -> _Operands | None:
     if len(dtypes) != 1:
         return None
     arrays = [args[k] for k in positions]
-    shape = _shape(program, arrays, positions)
+    shape = program.result_shape(arrays, positions)
     if shape is None:
         return None
     return _Operands(dtypes.pop(), shape, arrays, positions, numbers, "".join(kinds))
-
-
-def _shape(program: Program, arrays: list, positions: list[int]) -> tuple[int, ...] | None:
-    """The shape of the results, if all have the same."""
-    try:
-        shape = np.broadcast_shapes(*[a.shape for a in arrays])
-    except ValueError:
-        return None  # CuPy has the words for it
-    shapes = {program.inputs[k]: a.shape for a, k in zip(arrays, positions, strict=True)}
-    for e in program.outputs:
-        read = [shapes[name] for name in inputs_of([e]) if name in shapes]
-        if np.broadcast_shapes(*read) != shape:
-            return None
-    return shape
 
 
 def _layout(shape: tuple[int, ...], arrays: list) -> _Layout:

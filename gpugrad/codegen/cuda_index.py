@@ -21,6 +21,7 @@ from ..backend import cupy as backend
 from ..backend import device_errors
 from ..errors import KernelError
 from . import cuda_module
+from .arrays import merge_dimensions
 from .cuda import BLOCK, TYPES
 
 # An index is split into arrays and a pattern of slices with holes for them:
@@ -84,29 +85,10 @@ def _kernel(function):
 # places
 
 
-def _merge(sizes: Sequence[int], *steps: Sequence[int]) -> tuple[list[int], list[list[int]]]:
-    """Dimensions without those of size 1, and neighbours merged through which all arrays step
-    alike."""
-    merged: list[int] = []
-    kept: list[list[int]] = [[] for _ in steps]
-    for n, *here in zip(sizes, *steps, strict=True):
-        if n == 1:
-            continue
-        if merged and all(k[-1] == h * n for k, h in zip(kept, here, strict=True)):
-            merged[-1] *= n
-            for k, h in zip(kept, here, strict=True):
-                k[-1] = h
-        else:
-            merged.append(n)
-            for k, h in zip(kept, here, strict=True):
-                k.append(h)
-    return merged, kept
-
-
 @lru_cache(1024)
 def _places(sizes, steps, others, index_steps, bounds, scales):
     """The struct Places for elements counted through in the shape ``sizes``; steps in elements."""
-    merged, (step, other, *by_index) = _merge(sizes, steps, others, *index_steps)
+    merged, (step, other, *by_index) = merge_dimensions(sizes, [steps, others, *index_steps])
     dims = len(merged)
     if dims > _DIMS:
         raise _Unfit

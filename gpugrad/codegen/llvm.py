@@ -26,7 +26,7 @@ import numpy as np
 from ..backend import numpy as backend
 from . import vector_math
 from .arrays import BOOLEAN, Program, merge_dimensions
-from .expr import Expr, inputs_of, topological
+from .expr import Expr, topological
 from .ir import Code, Value, with_element
 from .machine import Machine, machine
 
@@ -416,26 +416,10 @@ def _operands(program: Program, args: Sequence) -> _Operands | None:
     if len(dtypes) != 1 or not dtypes <= ELEMENTS.keys():
         return None
     arrays = [args[k] for k in positions]
-    shape = _broadcast(program, arrays, positions)
+    shape = program.result_shape(arrays, positions)
     if shape is None or 0 in shape:
         return None
     return _Operands(dtypes.pop(), shape, arrays, positions, numbers, "".join(pattern))
-
-
-def _broadcast(program: Program, arrays: list, positions: list[int]) -> tuple[int, ...] | None:
-    """The shape of the results, if all have the same."""
-    if all(a.shape == arrays[0].shape for a in arrays):
-        return arrays[0].shape
-    try:
-        shape = np.broadcast_shapes(*[a.shape for a in arrays])
-    except ValueError:
-        return None  # NumPy has the words for it
-    shapes = {program.inputs[k]: a.shape for a, k in zip(arrays, positions, strict=True)}
-    for e in program.outputs:
-        read = [shapes[name] for name in inputs_of([e]) if name in shapes]
-        if len(program.outputs) > 1 and shape not in read and np.broadcast_shapes(*read) != shape:
-            return None
-    return shape
 
 
 def _steps(sizes: Sequence[int], itemsize: int) -> list[int]:

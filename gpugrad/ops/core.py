@@ -43,6 +43,17 @@ def register_interpreter(cls: type, level: int, interpret: Callable) -> None:
     _INTERPRETERS[cls] = (level, interpret)
 
 
+def interpreter_of(cls: type) -> Callable | None:
+    """What interprets the calls with values of a class; None for arrays and numbers."""
+    found = _INTERPRETERS.get(cls)
+    return None if found is None else found[1]
+
+
+def interpreted_classes() -> list[type]:
+    """The classes whose values interpret calls."""
+    return list(_INTERPRETERS)
+
+
 def apply(op: Op, args: Sequence, params: dict) -> Any:
     """Call an operation with positional arguments and metadata as a sequence and a dict."""
     return op(*args, **params)

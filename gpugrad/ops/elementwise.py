@@ -85,9 +85,7 @@ log10 = elementwise(
     "log10", lambda y, x: 1 / (x * math.log(10)), domain=_POSITIVE, int_to_float=True
 )
 log1p = elementwise("log1p", lambda y, x: 1 / (x + 1), domain=_POSITIVE, int_to_float=True)
-logaddexp = elementwise(
-    "logaddexp", lambda y, a, b: sigmoid(a - b), lambda y, a, b: sigmoid(b - a)
-)
+logaddexp = elementwise("logaddexp", lambda y, a, b: sigmoid(a - b), lambda y, a, b: sigmoid(b - a))
 
 # ---- trigonometric and hyperbolic
 

@@ -47,10 +47,14 @@ def words(draw: Draw, n: int):
     return philox(draw.seed, block, -(-(skipped + n) // 4))[skipped : skipped + n]
 
 
+def unit(words):
+    """float32 numbers in [0, 1), of the upper 24 bits of words of the stream."""
+    return (words >> np.uint32(8)) * np.float32(2.0**-24)
+
+
 def _dropout(x, *, p: float, draw: Draw):
     """``x / (1 - p)`` where a number of the stream is at least ``p``, else 0."""
-    drawn = (words(draw, prod(x.shape)) >> np.uint32(8)) * np.float32(2.0**-24)
-    kept = (drawn >= np.float32(p)).reshape(x.shape)
+    kept = (unit(words(draw, prod(x.shape))) >= np.float32(p)).reshape(x.shape)
     if x.__class__ is not np.ndarray:  # CUDA arrays without kernels
         from ..backend.arrays import backend_of
 

@@ -1,14 +1,11 @@
 """Every CUDA kernel of the project compiles for every architecture: without warnings, without
 spilled registers, within a limit of registers. Needs NVRTC (a wheel), no GPU.
 
-All kernels are compiled for the oldest architecture CUDA 13 has and for Hopper, for the others a
-third of them, each another third; ``GPUGRAD_NVRTC=all`` compiles all for all. Results are kept in
-the cache of builds. ``build/nvrtc.md`` gets a table of registers and memory.
+Results are kept in the cache of builds. ``build/nvrtc.md`` gets a table of registers and memory.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -19,16 +16,9 @@ from tests.cuda.nvrtc import Compiled, Job, compile_one
 pytest.importorskip("cupy", reason="NVRTC comes with CuPy: pip install gpugrad[ladder]")
 
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_90", "sm_100")
-EVERY_KERNEL = ("sm_75", "sm_90")
 # Two blocks of 256 threads, the usual size, fit into the 65536 registers of a multiprocessor.
 REGISTERS = 128
 REPORT = Path(__file__).parents[2] / "build" / "nvrtc.md"
-
-
-def wanted(entry: corpus.Entry, arch: str) -> bool:
-    if arch in EVERY_KERNEL or os.environ.get("GPUGRAD_NVRTC") == "all":
-        return True
-    return int(entry.key, 16) % 3 == ARCHITECTURES.index(arch) % 3
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +29,6 @@ def compiled() -> dict[Job, Compiled]:
         for arch in ARCHITECTURES
         if arch not in nvrtc.OF_CUDA_12 or nvrtc.cuda_12_version()
         for entry in corpus.entries()
-        if wanted(entry, arch)
     }
     results = dict(zip(kernels, nvrtc.compile_all(list(kernels))))
     rows = [
@@ -77,7 +66,7 @@ def problems(
 def test_kernels_of(module, arch, compiled):
     if arch in nvrtc.OF_CUDA_12 and not nvrtc.cuda_12_version():
         pytest.skip("the compiler of CUDA 12 is needed: pip install nvidia-cuda-nvrtc-cu12")
-    entries = [e for e in corpus.of_module(module) if wanted(e, arch)]
+    entries = corpus.of_module(module)
     if not entries:
         pytest.skip("no kernels")
     wrong = [p for e in entries for p in problems(e, compiled[Job(e.text, arch)])]
