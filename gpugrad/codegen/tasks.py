@@ -1,0 +1,108 @@
+"""Lists of native tasks that one call runs: what a compiled program does on a CPU.
+
+A task is a call of a kernel ``kernel(table, numbers, first, last)``: the table is of 64-bit words
+(sizes, strides, array objects), the numbers are doubles, and ``first`` and ``last`` say which share
+of the work the call does, in units of 1/65536. The records of a list lie in one piece of memory; a
+small native function walks over them without holding the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from typing import Any, NamedTuple
+
+from .machine import Machine, machine
+
+# The whole of a task's work, as ``last``.
+WHOLE = 1 << 16
+
+
+class Task(NamedTuple):
+    """One call of a kernel."""
+
+    function: int  # address of the kernel
+    table: array  # 64-bit words, typecode "q"
+    numbers: array  # doubles, typecode "d"
+    parts: int = 1  # into how many shares the work may be cut for threads
+    keep: Any = None  # what the table points to: array objects, scratch memory
+
+
+# Words of a record: function, table, numbers, parts.
+_RECORD = 4
+
+_Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+_RUN_TEXT = f"""
+define void @kernel(ptr %records, i64 %start, i64 %stop) nounwind {{
+entry:
+  br label %head
+head:
+  %i = phi i64 [%start, %entry], [%next, %body]
+  %more = icmp slt i64 %i, %stop
+  br i1 %more, label %body, label %done
+body:
+  %word = mul i64 %i, {_RECORD}
+  %record = getelementptr i64, ptr %records, i64 %word
+  %function = load ptr, ptr %record
+  %at.table = getelementptr i64, ptr %record, i64 1
+  %table = load ptr, ptr %at.table
+  %at.numbers = getelementptr i64, ptr %record, i64 2
+  %numbers = load ptr, ptr %at.numbers
+  call void %function(ptr %table, ptr %numbers, i64 0, i64 {WHOLE})
+  %next = add i64 %i, 1
+  br label %head
+done:
+  ret void
+}}
+"""
+
+
+def _runner(compiler: Machine):
+    return _Run(compiler.load(_RUN_TEXT))
+
+
+class TaskList:
+    """Tasks in order; ``run`` executes a range of them by one native call.
+
+    Tables may be written between runs (another array object, another number), not resized: a list
+    holds the memory of its tasks, so that Python refuses to. Tasks are appended before the first
+    run, or between runs.
+    """
+
+    def __init__(self):
+        """Raises RuntimeError without a compiler (see ``machine``)."""
+        compiler = machine()
+        if compiler is None:
+            raise RuntimeError("a list of native tasks needs llvmlite: pip install gpugrad[jit]")
+        self.tasks: list[Task] = []
+        self._memory: list[memoryview] = []
+        self._records = array("q")
+        self._address = 0
+        self._call = _runner(compiler)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def append(self, task: Task) -> int:
+        """Add a task; its number."""
+        if task.table.typecode != "q" or task.numbers.typecode != "d":
+            raise TypeError("a task's table holds 64-bit words ('q'), its numbers doubles ('d')")
+        self.tasks.append(task)
+        self._memory += (memoryview(task.table), memoryview(task.numbers))
+        addresses = [memory.buffer_info()[0] for memory in (task.table, task.numbers)]
+        self._records.extend((task.function, *addresses, task.parts))
+        self._address = self._records.buffer_info()[0]
+        return len(self.tasks) - 1
+
+    def run(self, start: int = 0, stop: int | None = None) -> None:
+        """Execute the tasks from ``start`` up to ``stop`` (default: all) in order.
+
+        Raises IndexError for a range that is not within the list.
+        """
+        count = len(self.tasks)
+        if stop is None:
+            stop = count
+        if not 0 <= start <= stop <= count:
+            raise IndexError(f"tasks {start} to {stop} of a list of {count}")
+        self._call(self._address, start, stop)
