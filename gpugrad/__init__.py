@@ -260,9 +260,10 @@ from .random import (
 from .tensor import Tensor
 
 if _TYPE_CHECKING:
-    from . import amp, io, nn, optim, tape, testing, train, utils, vision
+    from . import amp, compiler, io, nn, optim, static, tape, testing, train, utils, vision
     from .amp import autocast
     from .io import load, load_checkpoint, save, save_checkpoint
+    from .static import compile
     from .tape import GradientTape
 
 __version__ = "0.1.0"
@@ -270,13 +271,26 @@ __version__ = "0.1.0"
 bool = bool_
 
 # Built on the public names above, and imported when first used.
-_LAZY = ("amp", "nn", "optim", "utils", "vision", "io", "train", "testing", "tape")
+_LAZY = (
+    "amp",
+    "compiler",
+    "nn",
+    "static",
+    "optim",
+    "utils",
+    "vision",
+    "io",
+    "train",
+    "testing",
+    "tape",
+)
 _LAZY_NAMES = {
     "save": "io",
     "load": "io",
     "save_checkpoint": "io",
     "load_checkpoint": "io",
     "GradientTape": "tape",
+    "compile": "static",
     "autocast": "amp",
     "clear_autocast_cache": "amp",
     "get_autocast_dtype": "amp",

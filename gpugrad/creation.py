@@ -9,12 +9,15 @@ from .backend import arrays as backend_arrays
 from .backend import cupy as cuda_backend
 from .backend.device import as_device
 from .backend.numpy import xp as np
-from .config import settings
+from .config import modes, settings
+from .ops.core import REGISTRY
 from .random import Generator, default_generator, on_device
 from .tensor import Tensor, share_memory, wrap
 
 
 def _finish(t: Tensor, requires_grad: bool) -> Tensor:
+    if modes.special and modes.local.recording is not None:
+        modes.local.recording.constant(t.array)
     return t.requires_grad_() if requires_grad else t
 
 
@@ -61,6 +64,9 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
         data = _foreign_array(data)
     if backend_arrays.is_array(data):
         target = target or backend_arrays.device_of(data)
+        if modes.special and modes.local.recording is not None:
+            copy = REGISTRY["cast"](wrap(data), dtype=np.dtype(dtype or data.dtype))
+            return _finish(copy.to(device=target), requires_grad)
         with backend_arrays.there(data):
             array = data.copy() if dtype is None else data.astype(dtype)
         return _finish(wrap(backend_arrays.to_device(array, target)), requires_grad)
@@ -428,8 +434,7 @@ def randint(
 def randperm(n: int, *, generator: Generator | None = None, dtype=None, device=None) -> Tensor:
     """A random order of the integers 0 to n-1."""
     _check_count("randperm: n", n)
-    array = (generator or default_generator).permutation(n)
-    return on_device(array.astype(dtype or dtypes.int64), device)
+    return random.permutation(generator, n, dtype or dtypes.int64, device)
 
 
 def normal(

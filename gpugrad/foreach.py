@@ -10,6 +10,7 @@ from .backend.arrays import array_module, backend_of
 from .codegen import cuda_updates, expr, llvm
 from .codegen.arrays import Program
 from .codegen.functions import functions_for, functions_of_numbers
+from .config import modes
 from .dtypes import float32, float64
 from .tensor import Tensor, bump_versions
 
@@ -88,7 +89,7 @@ class Update:
             self.__name__, self.tensors, self.scalars, self.outputs, made, self.numbers
         )
 
-    def _values(self, scalars: dict) -> list[float]:
+    def values(self, scalars: dict) -> list[float]:
         """The numbers the loop needs, in float64."""
         if self._computed is None:
             return [_number(scalars[name]) for name in self.numbers]
@@ -119,13 +120,20 @@ class Update:
             )
         arrays = [t.array for tensors in lists for t in tensors]
         if count and arrays[0].__class__ is _ndarray:
-            if unless is not None and _number(unless):
+            if unless is not None and unless:
                 return
-            values = self._values(scalars)
+            values = self.values(scalars)
             if llvm.update(self.program, arrays, count, values):
-                bump_versions(lists[: len(self.outputs)])
+                self._written(lists, scalars, unless)
                 return
         self._update_each([arrays[i::count] for i in range(count)], scalars, unless)
+        self._written(lists, scalars, unless)
+
+    def _written(self, lists, scalars: dict, unless: Tensor | None) -> None:
+        if modes.special and modes.local.recording is not None:
+            # on the CPU its truth was asked for, and the recorder told
+            unless = unless if unless is not None and unless.is_cuda else None
+            modes.local.recording.update(self, lists, scalars, unless)
         bump_versions(lists[: len(self.outputs)])
 
     def _update_each(self, groups: list[list], scalars: dict, unless: Tensor | None) -> None:
@@ -139,14 +147,14 @@ class Update:
                 self._formula,
                 list(zip(*[groups[k] for k in on_cuda])),
                 chosen,
-                lambda: self._values(scalars),
+                lambda: self.values(scalars),
                 None if unless is None else unless.array,
             )
             for k in left:
                 mine = {n: v[k] if v.__class__ is list else v for n, v in chosen.items()}
                 self._update_on_device(groups[on_cuda[k]], mine, unless)
-        if len(on_cuda) < len(groups) and not (unless is not None and _number(unless)):
-            values = self._values(scalars)
+        if len(on_cuda) < len(groups) and not (unless is not None and unless):
+            values = self.values(scalars)
             for group in groups:
                 if group[0].__class__ is _ndarray:
                     self._update(group, values)
@@ -204,7 +212,7 @@ class Update:
                 values = values if len(self.numbers) > 1 else [values]
             values = [v.astype(wide) for v in values]
         else:
-            values = self._values(scalars)
+            values = self.values(scalars)
         flag = None if unless is None else unless.array
         self._update_any(arrays, values, arrays[: len(self.outputs)], flag)
 
@@ -233,7 +241,7 @@ def _chosen(value, positions: list[int]):
 
 def _number(value) -> float:
     """A scalar of an update: Python's, NumPy's, or a tensor with one element."""
-    return float(value.item() if hasattr(value, "item") else value)
+    return float(value.array.item() if isinstance(value, Tensor) else value)
 
 
 def foreach(function: Callable) -> Update:

@@ -216,7 +216,8 @@ def dropout(
         return input
     if p == 1.0:
         result = input * 0.0
-    elif input.is_cuda:  # the gradient draws the same numbers again: nothing is saved
+    elif input.is_cuda and not (modes.special and modes.local.recording is not None):
+        # the gradient draws the same numbers again: nothing is saved
         draw = (generator or default_generator).reserve(input.numel())
         result = random_ops.dropout(input, p=float(p), draw=draw)
     else:

@@ -1541,8 +1541,9 @@ def _setitem(self, index, value) -> None:
         value = shape.cast(value, dtype=self.dtype)
     if self.is_cuda or value.is_cuda:
         value = to(value, device=self.device)
-    if recording() and (
-        value._node is not None or self._node is not None or self._view is not None
+    if (modes.special and modes.local.recording is not None) or (
+        recording()
+        and (value._node is not None or self._node is not None or self._view is not None)
     ):
         _recorded_setitem(self, pattern, indices, value)
         return
@@ -1756,7 +1757,9 @@ def _fast_in_place(op):
         if modes.special:
             _check_forward_mode(self, other)
         x, recorded = self.array, not modes.unusual or modes.local.grad
-        if not recorded or (self._node is None and self._view is None):
+        if modes.special and modes.local.recording is not None:
+            pass  # a recorder sees operations and writes
+        elif not recorded or (self._node is None and self._view is None):
             if isinstance(other, Tensor):
                 y = other.array
                 plain = (other._node is None or not recorded) and y.dtype == x.dtype
@@ -1831,6 +1834,8 @@ def fill_(self, value) -> Tensor:
     if modes.special:
         _check_forward_mode(self, value)
     if recording() and (self._node is not None or self._view is not None):
+        return write(self, creation.full_like(self, value))
+    if modes.special and modes.local.recording is not None:
         return write(self, creation.full_like(self, value))
     if self.is_cuda:
         with backend_arrays.there(self.array):

@@ -17,6 +17,7 @@ from .backend.device import as_device, device
 from .backend.numpy import xp as np
 from .codegen import cuda_module, cuda_random
 from .codegen.cuda_random import Draw
+from .config import modes
 from .dtypes import finfo, float64, int64, settings
 from .ops.random import philox, unit
 from .tensor import Tensor, wrap
@@ -85,6 +86,7 @@ class Generator:
 
     def bits(self, n: int):
         """The next ``n`` 32-bit numbers."""
+        self._refuse_recorder()
         with self._lock:
             first, last = self._position, self._position + n
             self._position = last
@@ -99,6 +101,7 @@ class Generator:
 
     def reserve(self, n: int) -> Draw:
         """The place of the next ``n`` 32-bit numbers, for an operation that draws them itself."""
+        self._refuse_recorder()
         with self._lock:
             position = self._position
             self._position += n
@@ -106,6 +109,12 @@ class Generator:
             if graph is not None:
                 return Draw(self._seed, position - graph.start, graph.base)
             return Draw(self._seed, position)
+
+    @staticmethod
+    def _refuse_recorder() -> None:
+        """A compiled program draws through the functions of this module."""
+        if modes.special and modes.local.recording is not None:
+            modes.local.recording.drawn()
 
     # ---- distributions, as arrays of the CPU
 
@@ -183,6 +192,25 @@ def set_rng_state(state: Tensor) -> None:
     default_generator.set_state(state)
 
 
+def _drawn(function):
+    """Let a compiled program draw anew at every replay."""
+
+    def draw(generator: Generator | None, *args) -> Tensor:
+        generator = generator or default_generator
+        if not modes.special or modes.local.recording is None:
+            return function(generator, *args)
+        key = (function.__name__, *map(str, args))
+        return modes.local.recording.draw(generator, key, lambda: function(generator, *args))
+
+    return draw
+
+
+@_drawn
+def permutation(generator: Generator, n: int, dtype, d) -> Tensor:
+    """A random order of 0 .. n-1."""
+    return on_device(generator.permutation(n).astype(dtype), d)
+
+
 class GraphDraws:
     """What a CUDA graph draws from a generator: fresh numbers at every replay.
 
@@ -229,16 +257,17 @@ def on_device(array, d) -> Tensor:
 
 def uniform(generator: Generator | None, shape, dtype, d) -> Tensor:
     """Uniform in [0, 1), drawn on the device."""
-    return _floats("uniform", generator, shape, dtype, d)
+    return _floats(generator, "uniform", shape, dtype, d)
 
 
 def normal(generator: Generator | None, shape, dtype, d) -> Tensor:
     """Standard normal, drawn on the device."""
-    return _floats("normal", generator, shape, dtype, d)
+    return _floats(generator, "normal", shape, dtype, d)
 
 
-def _floats(name: str, generator, shape, dtype, d) -> Tensor:
-    generator, d = generator or default_generator, as_device(d)
+@_drawn
+def _floats(generator: Generator, name: str, shape, dtype, d) -> Tensor:
+    d = as_device(d)
     if d.type == "cpu" or not cuda_module.enabled():
         return on_device(getattr(generator, name)(shape, dtype), d)
     draw = generator.reserve(cuda_random.words_of(shape, dtype, paired=name == "normal"))
@@ -246,9 +275,10 @@ def _floats(name: str, generator, shape, dtype, d) -> Tensor:
         return wrap(getattr(cuda_random, name)(draw, shape, dtype))
 
 
-def integers(generator: Generator | None, low: int, high: int, shape, dtype, d) -> Tensor:
+@_drawn
+def integers(generator: Generator, low: int, high: int, shape, dtype, d) -> Tensor:
     """Uniform integers in [low, high), drawn on the device."""
-    generator, d = generator or default_generator, as_device(d)
+    d = as_device(d)
     known = d.type != "cpu" and cuda_module.enabled() and cuda_random.has_integers(dtype)
     if not known or high <= low:
         return on_device(generator.integers(low, high, shape, dtype), d)

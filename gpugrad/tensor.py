@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backend import arrays as backend_arrays
 from .backend.device import device as device_class
+from .config import modes
 from .dtypes import is_bfloat16, is_differentiable, is_floating
 from .errors import no_complex_gradients, user_line
 
@@ -266,7 +267,10 @@ class Tensor:
                 f"{'no values' if not self.array.size else 'more than one value'} is ambiguous "
                 f"(shape {tuple(self.shape)}); use .any() or .all()"
             )
-        return bool(self.item())
+        truth = bool(_item(self))
+        if modes.special and modes.local.recording is not None:
+            modes.local.recording.guard(self, truth)
+        return truth
 
     def __int__(self) -> int:
         return int(self._number())
@@ -283,6 +287,7 @@ class Tensor:
                 f"only one element tensors can be converted to Python scalars (shape "
                 f"{tuple(self.shape)})"
             )
+        _read("a conversion to a Python number")
         return backend_arrays.item(self.array)
 
     def __index__(self) -> int:
@@ -299,6 +304,7 @@ class Tensor:
         return format(self.item(), spec) if self.array.ndim == 0 and spec else str(self)
 
     def __contains__(self, value) -> bool:
+        _read("the operator in")
         return bool(backend_arrays.item((self.array == getattr(value, "array", value)).any()))
 
     def __copy__(self) -> Tensor:
@@ -375,6 +381,7 @@ class Tensor:
                 f"copy the tensor to host "
                 "memory first."
             )
+        _read("numpy()")
         return backend_arrays.to_numpy(self.array)
 
     def item(self):
@@ -385,12 +392,24 @@ class Tensor:
                 f"{tuple(self.shape)}); "
                 "use .tolist() or reduce it first"
             )
-        a = self.array
-        return a.item() if a.__class__ is _ndarray else backend_arrays.item(a)
+        _read("item()")
+        return _item(self)
 
     def tolist(self):
         """The values as nested Python lists (a number for a zero-dimensional tensor)."""
+        _read("tolist()")
         return backend_arrays.to_numpy(self.array).tolist()
+
+
+def _item(t: Tensor):
+    a = t.array
+    return a.item() if a.__class__ is _ndarray else backend_arrays.item(a)
+
+
+def _read(what: str) -> None:
+    """Tell the recorder, if there is one, that values become Python objects."""
+    if modes.special and modes.local.recording is not None:
+        modes.local.recording.read(what)
 
 
 def _default_dtype():
@@ -468,6 +487,7 @@ def _format(t: Tensor) -> str:
 
     from .dtypes import bool_, int64
 
+    _read("printing")
     array = backend_arrays.to_numpy(t.array)
     if is_bfloat16(array.dtype):
         array = array.astype(np.float32)

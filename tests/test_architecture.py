@@ -20,7 +20,7 @@ LAYERS = (
     {"backend"},
     {"codegen"},
     {"ops"},
-    {"tensor", "autograd", "autocasting", "eager", "creation", "random", "foreach", "custom"}
+    {"tensor", "autograd", "autocasting", "eager", "creation", "random", "foreach", "custom", "compiler"}
     | {"tree", "backends"},
     {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol", "linalg"}
     | {"fft", "lists", "amp", "cuda"},

@@ -22,7 +22,7 @@ from ..backend.numpy import xp as np
 from ..config import grad_mode, modes
 from ..errors import SavedTensorError, at
 from ..ops import wide
-from ..ops.core import Meta, Op
+from ..ops.core import REGISTRY, Meta, Op
 from ..ops.shape import cast, sum_to
 from ..tensor import Tensor, bump_version, clock, wrap
 
@@ -369,6 +369,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
     hooked = bool(_hooks.data or _retained.data)  # their len() would look at every reference
     observed = hooked or capture is not None
     anomaly = modes.unusual and modes.local.anomaly
+    recorder = modes.local.recording if modes.special else None
     push, waiting = ready.append, users.get
     node = None
     while node is not None or ready:
@@ -383,7 +384,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
         if not edges:
             if capture is None and g is not None and node.__class__ is Leaf:
                 owned = not with_tensors and exclusive(g)  # asked before the call refers to g, too
-                _accumulate(node, g, owned)
+                _accumulate(node, g, owned, recorder)
             node = None
             continue
         if g is None:  # nothing but missing cotangents arrived: pass that on
@@ -396,6 +397,8 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
                 parts = node.tensors(g)
             if not keep:
                 node.release()
+        elif recorder is not None:
+            parts = _run_recorded(recorder, node, g, keep)
         else:
             parts = node.run(node, g, keep)
         if anomaly and g is not None:
@@ -412,7 +415,9 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
                     push((edge, d))
             elif left is not None:  # None: no gradient needed, or leads to nothing asked for
                 n, old = left
-                if old.__class__ is _ndarray is d.__class__ and old.nbytes < LARGE:
+                if recorder is not None:
+                    left[1] = _sum_recorded(recorder, old, d)
+                elif old.__class__ is _ndarray is d.__class__ and old.nbytes < LARGE:
                     d = old + d  # to ask whether old may be overwritten would cost more
                     left[1] = d if d.__class__ is _ndarray else _asarray(d)
                 else:
@@ -445,14 +450,45 @@ def _start(roots, seeds, users) -> list[tuple]:
     return ready
 
 
-def _accumulate(leaf: Leaf, g, owned: bool) -> None:
+def _run_recorded(recorder, node: Node, g, keep: bool) -> Sequence:
+    """``node.run``, noted by a recorder."""
+    if isinstance(node, ElementwiseNode):
+        parts = recorder.rule(node.rule, g, node.out, _saved(node))
+        shapes = [(d, edge.shape) for d, edge in zip(parts, node.edges, strict=True)]
+        parts = [d if d.shape == shape else sum_to(d, shape=shape) for d, shape in shapes]
+    elif isinstance(node, OpNode) and node.run is run_op:
+        needs = node.plan.needs
+        parts = recorder.cotangents(node.op, g, node.out, _saved(node), node.params, needs)
+    else:
+        return node.run(node, g, keep)
+    if not keep:
+        node.release()
+    return parts
+
+
+def _saved(node: Node) -> Sequence:
+    """The saved values as they are (tensors, so that a recorder knows whose arrays they are)."""
+    if node.time != clock.now:
+        node.check()
+    return node.saved
+
+
+def _sum_recorded(recorder, a, b):
+    if a is None or b is None or a.__class__ is Parts or isinstance(a, Tensor):
+        return _sum(a, b)
+    return recorder.operation(REGISTRY["add"], (a, b), {})
+
+
+def _accumulate(leaf: Leaf, g, owned: bool, recorder=None) -> None:
     """Add a cotangent to ``.grad``. The first one is taken as it is if nobody else can see its
     memory."""
     tensor = leaf.tensor()
     if tensor is None:
         return
     with _accumulating:
-        if g.__class__ is _ndarray or isinstance(g, Tensor):
+        if recorder is not None and not isinstance(g, Tensor):
+            recorder.accumulate(tensor, g)
+        elif g.__class__ is _ndarray or isinstance(g, Tensor):
             _add_to_grad(tensor, g, owned)
         else:
             with there(g):

@@ -30,6 +30,7 @@ from ..codegen import cuda, expr, llvm
 from ..codegen.arrays import BOOLEAN, Program
 from ..codegen.expr import Expr
 from ..codegen.functions import functions_for
+from ..config import modes
 from ..dtypes import when_bfloat16
 from . import wide
 
@@ -92,6 +93,9 @@ class Op:
     kind = "op"
     is_view = False  # whether the result may share memory with the first argument
     moves = False  # whether values are only moved (or converted): they are never widened
+    # whether evaluation and rule only call other operations, whatever the values: a recorder may
+    # then note those instead
+    transparent = False
     # whether gradients come back in the broadcast shape and must be summed to the input's
     broadcasts = False
 
@@ -120,7 +124,11 @@ class Op:
             found = _INTERPRETERS.get(a.__class__)
             if found is not None and (best is None or found[0] > best[0]):
                 best = found
-        return self.eval(*args, **params) if best is None else best[1](self, args, params)
+        if best is not None:
+            return best[1](self, args, params)
+        if modes.special and modes.local.recording is not None:
+            return modes.local.recording.operation(self, args, params)
+        return self.eval(*args, **params)
 
     def take_bfloat16(self) -> None:
         """Evaluate bfloat16 through float32 from now on; kernels take it as it is."""
@@ -527,6 +535,7 @@ class Linear(Op):
     them)."""
 
     kind = "linear"
+    transparent = True
 
     def __init__(self, name, eval, transpose, linear_args, samples, cuda=None):
         super().__init__(name, eval, samples, cuda)
@@ -585,6 +594,7 @@ class Bilinear(Op):
     """A function linear in each of its first two arguments."""
 
     kind = "bilinear"
+    transparent = True
 
     def __init__(self, name, eval, transposes, samples, cuda=None):
         super().__init__(name, eval, samples, cuda)

@@ -286,6 +286,8 @@ standardize = opaque(
     lambda g, out, x, *, eps: standardize_rows_vjp(g, x, eps),
     samples=lambda r: [((r(3, 5),), {"eps": 0.1})],
 )
+for _op in (softmax, log_softmax, layer_norm, rms_norm, standardize):
+    _op.transparent = True
 
 # ---- normalisation of channels, axis 1 of (N, C, ...)
 

@@ -12,6 +12,7 @@ from ..codegen.rows import position as position
 from ..codegen.rows import row_max as row_max
 from ..codegen.rows import row_mean as row_mean
 from ..codegen.rows import row_sum as row_sum
+from ..config import modes
 from .core import _INTERPRETERS, REGISTRY, tensor_functions
 from .shape import permute, sum_to
 
@@ -40,6 +41,9 @@ class RowFormula:
         for a in args:
             if a.__class__ in _INTERPRETERS:
                 return self._by_operations(args)
+        if modes.special and modes.local.recording is not None:
+            results = modes.local.recording.rows(self.program, args)
+            return results[0] if len(results) == 1 else list(results)
         return (self._program or self.program)(*args)
 
     def _by_operations(self, args):

@@ -70,6 +70,9 @@ class LRScheduler:
                 UserWarning,
                 stacklevel=2,
             )
+        gg.compiler.repeated_before_replay(type(self).__name__, self, self._advance)
+
+    def _advance(self) -> None:
         self._step_count += 1
         self.last_epoch += 1
         self._set(self.get_lr())

@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import gpugrad as gg
 
@@ -33,6 +33,11 @@ class Optimizer:
     """
 
     found_inf: gg.Tensor | None = None
+    # While a compiled program is recorded: the updates that were made. While it asks for numbers:
+    # those updates, and the answers so far.
+    _recording: list[_Run] | None = None
+    _recorded: list[_Run] | None = None
+    _answers: list[float] | None = None
 
     @property
     def skips_by_itself(self) -> bool:
@@ -76,11 +81,63 @@ class Optimizer:
                 loss = closure()
         self._opt_called = True
         found = self.found_inf
-        if found is not None and not found.is_cuda and found.item():
+        if found is not None and not found.is_cuda and found:
+            return loss
+        if gg.compiler.is_compiling():
+            self._recorded_step()
             return loss
         for group in self.param_groups:
             self._update(group)
         return loss
+
+    # A compiled program replays the updates of a step, not its Python. What Python does beside
+    # them, counting steps and reading the learning rate, it asks for before every replay: the step
+    # is run once more, with `_run` answering by numbers instead of updating.
+
+    def _recorded_step(self) -> None:
+        runs: list[_Run] = []
+
+        def numbers() -> list[float]:
+            self._answers, self._recorded = [], list(runs)
+            try:
+                for group in self.param_groups:
+                    self._update(group)
+                return self._answers
+            finally:
+                self._answers = self._recorded = None
+
+        def undo() -> None:
+            for run in runs:
+                for p in run.params:
+                    self._count_back(p)
+
+        with gg.compiler.asked_before_replay(type(self).__name__, self, numbers, undo):
+            self._recording = runs
+            try:
+                for group in self.param_groups:
+                    self._update(group)
+            finally:
+                self._recording = None
+
+    def _answer(self, update: Any, group: dict[str, Any], numbers: dict[str, Any]) -> None:
+        """The numbers of an update for the parameters that it updated when it was recorded."""
+        assert self._recorded is not None and self._answers is not None
+        while self._recorded and self._recorded[0].group is group:
+            run = self._recorded.pop(0)
+            if run.update not in (update, update.storing()):
+                raise gg.compiler.Changed(f"{type(self).__name__} has other options now")
+            if run.counts:
+                steps = {self._count(p, self.state[p], group) for p in run.params}
+                if len(steps) > 1:
+                    raise gg.compiler.Changed("parameters have made different numbers of steps")
+                numbers["step"] = steps.pop()
+            self._answers.extend(run.update.values(numbers))
+
+    def _count_back(self, p: gg.Tensor) -> None:
+        """Take back one count of ``_count``."""
+        step = self.state[p].get("step") if p in self.state else None
+        if step is not None and not step.is_cuda:
+            step.array.fill(step.array.item() - 1)
 
     def _update(self, group: dict[str, Any]) -> None:
         raise NotImplementedError(f"{type(self).__name__} defines neither _update nor step")
@@ -95,15 +152,22 @@ class Optimizer:
         but for ``step``, the number of steps made with this one, if it reads it.
         """
         reads_step = "step" in update.scalars
+        if self._answers is not None:
+            self._answer(update, group, numbers)
+            return
         for batch in self._batches(group, initial):
             if reads_step:
                 numbers["step"] = batch.step
                 if batch.step.__class__ is int and batch.lists[0][0].is_cuda:
                     self._check_capture(batch.step)
+            lists = batch.lists
             if batch.stored:
-                update.storing()(batch.stored, *batch.lists, unless=self.found_inf, **numbers)
-            else:
-                update(*batch.lists, unless=self.found_inf, **numbers)
+                update, lists = update.storing(), [batch.stored, *lists]
+            if self._recording is not None:
+                params = batch.stored or lists[0]
+                counts = reads_step or "step" in self.state.get(params[0], ())
+                self._recording.append(_Run(update, group, params, counts))
+            update(*lists, unless=self.found_inf, **numbers)
 
     _only_first_step_differs = False
 
@@ -199,7 +263,7 @@ class Optimizer:
         step = state.get("step")
         if step is None:
             step = state["step"] = gg.tensor(0.0, dtype=gg.float32)
-        number = int(step.item()) + 1
+        number = int(step.array.item()) + 1
         step.array.fill(number)
         return number
 
@@ -394,6 +458,15 @@ def _loaded(p: gg.Tensor, name: str, value: Any, wide: bool) -> Any:
         dtype = (gg.float32 if wide else p.dtype) if floating else value.dtype
         return value.to(device=p.device, dtype=dtype).detach().clone()
     return copy.deepcopy(value)
+
+
+class _Run(NamedTuple):
+    """An update that was recorded: of which parameters, and whether their steps are counted."""
+
+    update: Any
+    group: dict[str, Any]
+    params: list[gg.Tensor]
+    counts: bool
 
 
 class _Batch:

@@ -91,7 +91,9 @@ class SGD(Optimizer):
         options = {"lr": group["lr"], "weight_decay": group["weight_decay"]}
         variant = (group["weight_decay"] != 0, group["maximize"])
         momentum = group["momentum"]
-        if momentum == 0 and self.master_weights:
+        if momentum == 0 and (
+            self.master_weights or gg.compiler.is_compiling() or self._answers is not None
+        ):
             self._run(sgd_update(*variant), group, {}, **options)
             return
         if momentum == 0:

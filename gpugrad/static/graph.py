@@ -1,0 +1,411 @@
+"""The graph of a recorded program: values, the nodes that compute them, and what they are for.
+
+A graph is pure: every value is computed once and never changes. What the program wrote in place is
+a later value, and ``stores`` say which tensors outside take a value at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..codegen.arrays import Program
+from ..codegen.rows import RowProgram
+from ..dtypes import float32
+from ..ops.core import Elementwise, Meta, Op, run_program
+
+
+class Value:
+    """What a node computes, or an input: an array of a known shape and dtype, or a Python number
+    (``dtype`` None)."""
+
+    __slots__ = ("device", "dtype", "number", "shape")
+
+    def __init__(self, number: int, shape: tuple[int, ...] | None, dtype, device=None):
+        self.number, self.shape, self.dtype, self.device = number, shape, dtype, device
+
+    def __repr__(self) -> str:
+        return f"%{self.number}"
+
+    @property
+    def type(self) -> str:
+        """``float32[64, 10]``; ``number`` for a Python number."""
+        if self.dtype is None:
+            return "number"
+        place = "" if self.device is None else f" on {self.device}"
+        return f"{self.dtype}{list(self.shape or ())}{place}"
+
+
+# ------------------------------------------------------------------------------------------------
+# what a node calls
+
+
+class Call:
+    """What a node computes: ``evaluate(args)`` gives a sequence of arrays."""
+
+    __slots__ = ()
+    kind = "call"
+
+    def evaluate(self, args: Sequence) -> Sequence:
+        raise NotImplementedError
+
+    def key(self) -> tuple:
+        """Equal for calls that compute the same."""
+        raise NotImplementedError
+
+    @property
+    def text(self) -> str:
+        raise NotImplementedError
+
+
+class OpCall(Call):
+    """An operation of the registry."""
+
+    __slots__ = ("op", "params")
+    kind = "op"
+
+    def __init__(self, op: Op, params: dict):
+        self.op, self.params = op, params
+
+    def evaluate(self, args):
+        return (self.op.eval(*args, **self.params),)
+
+    def key(self):
+        return ("op", self.op.name, id(self.op), frozen(self.params))
+
+    @property
+    def text(self) -> str:
+        return f"{self.op.name}{_parameters(self.params)}"
+
+
+class VjpCall(Call):
+    """The cotangents of the arguments of an operation, as its row states them.
+
+    The arguments are the cotangent, the output (or None), and the arguments of the operation, of
+    which those that are not read are ``Meta``. Results are those that are needed.
+    """
+
+    __slots__ = ("needs", "op", "params")
+    kind = "vjp"
+
+    def __init__(self, op: Op, params: dict, needs: tuple[bool, ...]):
+        self.op, self.params, self.needs = op, params, needs
+
+    def evaluate(self, args):
+        g, out, *saved = args
+        parts = self.op.vjp(g, out, saved, self.params, self.needs)
+        return [d for d, need in zip(parts, self.needs, strict=True) if need]
+
+    def key(self):
+        return ("vjp", self.op.name, id(self.op), frozen(self.params), self.needs)
+
+    @property
+    def text(self) -> str:
+        needs = "".join("1" if need else "0" for need in self.needs)
+        return f"{self.op.name}.vjp:{needs}{_parameters(self.params)}"
+
+
+class ProgramCall(Call):
+    """Elementwise expressions over arrays and numbers, computed in one pass."""
+
+    __slots__ = ("program",)
+    kind = "program"
+
+    def __init__(self, program: Program):
+        self.program = program
+
+    def evaluate(self, args):
+        from ..backend.arrays import array_module
+
+        first = next((a for a in args if hasattr(a, "dtype")), 1.0)
+        results = run_program(self.program, args, array_module(first))
+        return (results,) if len(self.program.outputs) == 1 else results
+
+    def key(self):
+        # expressions are interned: the same expression is the same object
+        return ("program", tuple(map(id, self.program.outputs)), tuple(self.program.inputs))
+
+    @property
+    def text(self) -> str:
+        outputs = ", ".join(map(repr, self.program.outputs))
+        return f"program ({', '.join(self.program.inputs)}) -> {outputs}"
+
+
+class UpdateCall(ProgramCall):
+    """An update of tensors by a program; half precision computes in float32."""
+
+    __slots__ = ()
+    kind = "update"
+
+    def evaluate(self, args):
+        halves = [hasattr(a, "dtype") and a.dtype.itemsize < 4 for a in args]
+        if not any(halves):
+            return super().evaluate(args)
+        wide = [a.astype(float32) if half else a for a, half in zip(args, halves, strict=True)]
+        results = super().evaluate(wide)
+        return [r.astype(a.dtype, copy=False) for r, a in zip(results, args, strict=False)]
+
+    def key(self):
+        return ("update", *super().key())
+
+
+class RowsCall(Call):
+    """Expressions with reductions over rows, computed in one pass over each row."""
+
+    __slots__ = ("program",)
+    kind = "rows"
+
+    def __init__(self, program: RowProgram):
+        self.program = program
+
+    def evaluate(self, args):
+        results = self.program(*args)
+        return (results,) if len(self.program.outputs) == 1 else results
+
+    def key(self):
+        outputs = tuple((kind, id(e)) for kind, e in self.program.outputs)
+        return ("rows", outputs, tuple(self.program.inputs.items()))
+
+    @property
+    def text(self) -> str:
+        inputs = ", ".join(f"{name}: {kind}" for name, kind in self.program.inputs.items())
+        outputs = ", ".join(f"{kind} {e!r}" for kind, e in self.program.outputs)
+        return f"rows ({inputs}) -> {outputs}"
+
+
+class FunctionCall(Call):
+    """A Python function of arrays that is no row of the registry: pure, of one result."""
+
+    __slots__ = ("function", "params")
+    kind = "function"
+
+    def __init__(self, function, params: dict):
+        self.function, self.params = function, params
+
+    def evaluate(self, args):
+        return (self.function(*args, **self.params),)
+
+    def key(self):
+        return ("function", self.function, frozen(self.params))
+
+    @property
+    def text(self) -> str:
+        name = getattr(self.function, "__name__", repr(self.function))
+        return f"{name}{_parameters(self.params)}"
+
+
+class CheckCall(Call):
+    """A function that raises an error if values are not what the program needs; no results."""
+
+    __slots__ = ("function", "params")
+    kind = "check"
+
+    def __init__(self, function, params: dict):
+        self.function, self.params = function, params
+
+    def evaluate(self, args):
+        self.function(*args, **self.params)
+        return ()
+
+    def key(self):
+        return ("check", self.function, frozen(self.params))
+
+    @property
+    def text(self) -> str:
+        return f"check {self.function.__name__}{_parameters(self.params)}"
+
+
+def _parameters(params: dict) -> str:
+    return f"[{', '.join(f'{k}={v!r}' for k, v in params.items())}]" if params else ""
+
+
+def frozen(value) -> Any:
+    """A hashable stand-in for metadata: equal if and only if the metadata are, types included."""
+    if isinstance(value, dict):
+        return ("dict", *[(k, frozen(v)) for k, v in value.items()])
+    if isinstance(value, (tuple, list)):
+        return (value.__class__, *map(frozen, value))
+    if isinstance(value, slice):
+        return (slice, value.start, value.stop, value.step)
+    if isinstance(value, float):
+        return (float, repr(value))  # tells -0.0 from 0.0; NaN equals itself
+    if value.__class__ in (int, bool, str, type(None)):
+        return (value.__class__, value)
+    if isinstance(value, Op):
+        return ("op", value.name, id(value))
+    try:
+        hash(value)
+    except TypeError:
+        return ("object", id(value))
+    return value
+
+
+# ------------------------------------------------------------------------------------------------
+# nodes and graphs
+
+
+class Node:
+    """``outputs = call(inputs)``. Inputs are values, Python numbers, None, or ``Meta`` where only a
+    shape is needed. ``line`` is where the program asked for it."""
+
+    __slots__ = ("call", "inputs", "line", "outputs")
+
+    def __init__(self, call: Call, inputs: Sequence, outputs: Sequence[Value], line=None):
+        self.call, self.inputs = call, tuple(inputs)
+        self.outputs, self.line = tuple(outputs), line
+
+    @property
+    def values(self) -> Iterator[Value]:
+        """The values among the inputs."""
+        return (i for i in self.inputs if i.__class__ is Value)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(map(_text_of_input, self.inputs))
+        results = ", ".join(f"{v!r}: {v.type}" for v in self.outputs)
+        return f"{results}{' = ' if results else ''}{self.call.text}({inputs})"
+
+
+def _text_of_input(i) -> str:
+    return f"like {i.dtype}{list(i.shape)}" if i.__class__ is Meta else repr(i)
+
+
+class Graph:
+    """A recorded program.
+
+    ``inputs`` are values with a source each (``sources.py``): arguments, tensors that the program
+    reaches by itself, numbers asked for at every call. ``constants`` are values with their arrays.
+    ``outputs`` are returned; ``stores`` are pairs ``(input, value)``: the memory behind the input
+    takes the value at the end. ``guards`` are pairs ``(value, outcome)``: the truth of the value
+    must be the outcome, or the program would have gone another way.
+    """
+
+    def __init__(self):
+        self.inputs: list[Value] = []
+        self.sources: list[Any] = []
+        self.constants: dict[Value, Any] = {}
+        self.nodes: list[Node] = []
+        self.outputs: list[Value] = []
+        self.stores: list[tuple[Value, Value]] = []
+        self.guards: list[tuple[Value, bool]] = []
+        self._count = 0
+
+    def value(self, shape, dtype, device=None) -> Value:
+        """A new value, which nothing computes yet."""
+        self._count += 1
+        return Value(self._count - 1, shape, dtype, device)
+
+    def results(self) -> list[Value]:
+        """The values that the world outside sees: outputs, stores, guards."""
+        return [*self.outputs, *[v for _, v in self.stores], *[v for v, _ in self.guards]]
+
+    def with_nodes(self, nodes: list[Node]) -> Graph:
+        """The same graph with other nodes: what a pass returns."""
+        new = Graph()
+        new.inputs, new.sources, new.constants = self.inputs, self.sources, dict(self.constants)
+        new.nodes, new.outputs = nodes, list(self.outputs)
+        new.stores, new.guards, new._count = list(self.stores), list(self.guards), self._count
+        return new
+
+    @property
+    def num_ops(self) -> int:
+        """Nodes that compute something."""
+        return len(self.nodes)
+
+    def __str__(self) -> str:
+        lines = ["graph:"]
+        for v, source in zip(self.inputs, self.sources, strict=True):
+            lines.append(f"  {v!r}: {v.type} <- {source}")
+        for v, array in self.constants.items():
+            lines.append(f"  {v!r}: {v.type} = constant{_preview(array)}")
+        lines += [f"  {node!r}" for node in self.nodes]
+        lines += [f"  guard {v!r} is {outcome}" for v, outcome in self.guards]
+        lines += [f"  store {i!r} <- {v!r}" for i, v in self.stores]
+        lines.append(f"  return {', '.join(map(repr, self.outputs))}")
+        return "\n".join(lines)
+
+    def check(self) -> None:
+        """Raise ValueError unless every value is made once, before it is used."""
+        made = {*self.inputs, *self.constants}
+        for node in self.nodes:
+            for v in node.values:
+                if v not in made:
+                    raise ValueError(f"{v!r} is used before it is computed, in {node!r}")
+            for v in node.outputs:
+                if v in made:
+                    raise ValueError(f"{v!r} is computed twice, the second time by {node!r}")
+                made.add(v)
+        for v in self.results():
+            if v not in made:
+                raise ValueError(f"{v!r} is a result, and nothing computes it")
+        for target, v in self.stores:
+            if target not in self.inputs:
+                raise ValueError(f"{v!r} is stored to {target!r}, which is no input")
+            if (target.shape, target.dtype) != (v.shape, v.dtype):
+                raise ValueError(
+                    f"{v!r} of type {v.type} is stored to {target!r} of type {target.type}"
+                )
+
+
+def _preview(array) -> str:
+    return f" {array.item()}" if array.size == 1 and array.__class__.__module__ == "numpy" else ""
+
+
+def expression_of(node: Node) -> Program | None:
+    """What an elementwise node computes, as a program of its inputs; None for other nodes."""
+    if node.call.__class__ is ProgramCall:
+        return node.call.program
+    if node.call.__class__ is OpCall and isinstance(node.call.op, Elementwise):
+        return node.call.op.forward
+    return None
+
+
+def difference(a: Graph, b: Graph, constants: bool = True) -> str | None:
+    """What differs between two recordings of a program; None if they are the same.
+
+    Values are compared by their places; sources by identity of what they refer to.
+    """
+    if len(a.inputs) != len(b.inputs) or len(a.nodes) != len(b.nodes):
+        return (
+            f"{len(a.nodes)} operations on {len(a.inputs)} inputs, then {len(b.nodes)} on "
+            f"{len(b.inputs)}"
+        )
+    places = dict(zip(a.inputs, b.inputs, strict=True))
+    for v, x, y in zip(a.inputs, a.sources, b.sources, strict=True):
+        if x != y or v.type != places[v].type:
+            return f"{v!r} was {x} ({v.type}), then {y} ({places[v].type})"
+    if len(a.constants) != len(b.constants):
+        return f"{len(a.constants)} constants, then {len(b.constants)}"
+    for (v, x), (w, y) in zip(a.constants.items(), b.constants.items(), strict=True):
+        places[v] = w
+        if v.type != w.type or (constants and not _same_bytes(x, y)):
+            return f"a constant of type {v.type} changed"
+
+    def placed(i):
+        return places.get(i) if i.__class__ is Value else frozen_input(i)
+
+    for m, n in zip(a.nodes, b.nodes, strict=True):
+        same = m.call.key() == n.call.key() and len(m.inputs) == len(n.inputs)
+        if not same or any(
+            placed(i) != (j if j.__class__ is Value else frozen_input(j))
+            for i, j in zip(m.inputs, n.inputs, strict=True)
+        ):
+            return f"{m!r}, then {n!r}"
+        for v, w in zip(m.outputs, n.outputs, strict=True):
+            if v.type != w.type:
+                return f"{v!r} of type {v.type}, then {w.type}"
+            places[v] = w
+    ends = [[places.get(v) for v in a.outputs], [(places[t], places[v]) for t, v in a.stores]]
+    ends.append([(places[v], outcome) for v, outcome in a.guards])
+    if ends != [b.outputs, b.stores, b.guards]:
+        return "other results"
+    return None
+
+
+def frozen_input(i) -> Any:
+    return ("meta", i.shape, str(i.dtype)) if i.__class__ is Meta else frozen(i)
+
+
+def _same_bytes(a, b) -> bool:
+    from ..backend.arrays import to_numpy
+
+    return a is b or to_numpy(a).tobytes() == to_numpy(b).tobytes()

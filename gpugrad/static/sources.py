@@ -1,0 +1,106 @@
+"""Where the inputs of a graph come from at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..tensor import Tensor
+
+
+class Argument(NamedTuple):
+    """A leaf of the arguments, by its place among them."""
+
+    place: int
+
+    def __str__(self) -> str:
+        return f"argument {self.place}"
+
+
+class Live:
+    """A tensor that the program reaches by itself: a parameter, a buffer, optimizer state."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    def read(self):
+        return self.tensor.array
+
+    def __eq__(self, other) -> bool:
+        return other.__class__ is self.__class__ and other.tensor is self.tensor
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return "parameter" if self.tensor.requires_grad else "tensor"
+
+
+class LiveGrad(Live):
+    """The gradient of a tensor, as it is when the program begins."""
+
+    __slots__ = ()
+
+    def read(self):
+        grad = self.tensor.grad
+        return None if grad is None else grad.array
+
+    def __str__(self) -> str:
+        return "gradient"
+
+
+class LiveArray:
+    """An array that the program reaches by itself."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array):
+        self.array = array
+
+    def read(self):
+        return self.array
+
+    def __eq__(self, other) -> bool:
+        return other.__class__ is LiveArray and other.array is self.array
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return "array"
+
+
+class Host:
+    """Python code of the library that runs before every replay, in the order of the recording, and
+    gives ``count`` numbers or arrays: learning rates, step counts, random numbers.
+
+    ``key`` tells whether two recordings mean the same; ``undo`` takes back what one call did.
+    """
+
+    __slots__ = ("call", "key", "name", "undo")
+
+    def __init__(self, name: str, key: Any, call: Callable[[], Any], undo: Callable | None = None):
+        self.name, self.key, self.call, self.undo = name, key, call, undo
+
+    def __eq__(self, other) -> bool:
+        return other.__class__ is Host and (self.name, self.key) == (other.name, other.key)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class HostResult:
+    """One of the numbers or arrays of a ``Host``."""
+
+    __slots__ = ("host", "place")
+
+    def __init__(self, host: Host, place: int):
+        self.host, self.place = host, place
+
+    def __eq__(self, other) -> bool:
+        same = other.__class__ is HostResult and self.place == other.place
+        return same and self.host == other.host
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return f"{self.host.name} {self.place}"
