@@ -39,6 +39,9 @@ ALLOWED = {
         "CUDA's atan and its division call subroutines, which save a register or two on the stack",
         spill_bytes=8,
     ),
+    r"cuda_pooling: scatter float32 wide/.*": Allowance(
+        "CUDA 12's compiler runs out of registers by one for sm_70, the others do not", spill_bytes=4
+    ),
 }
 
 
