@@ -174,6 +174,7 @@ affine = joint(
     ],
     cuda=epilogues.affine,
 )
+affine.transparent = True
 
 
 def _einsum(a, b, *, subscripts):

@@ -8,6 +8,7 @@ from functools import cache
 from ..backend.arrays import array_module, backend_of, is_cuda
 from ..codegen import cuda_batch_norm, cuda_convolution, cuda_pooling
 from ..codegen import pooling as native
+from ..config import modes
 from . import convolution, reduce
 from .core import bilinear, joint, linear, not_differentiable, opaque
 from .elementwise import eq, exp, ge, log, rsqrt, square, sub, where
@@ -98,6 +99,9 @@ nll_each_vjp = RowFormula(_nll_rows_vjp, x=ELEMENT, target=INDEX, g=ROW, scale=N
 def _nll_of_logits(x, target, *, scale, total):
     """``scale * log_softmax(x)[i, target[i]]``, summed if ``total``; IndexError for a target that
     is no class."""
+    if modes.special and modes.local.recording is not None:
+        found = (nll_total if total else nll_each)(x, target, scale)
+        return found if total else reshape(found, shape=found.shape[:-1])
     program = (nll_total if total else nll_each).program
     if is_cuda(x):
         found = program(x, target, scale)
@@ -115,6 +119,10 @@ def _nll_of_logits_vjp(g, out, x, target, *, scale, total):
     if hasattr(g, "array"):  # tensors
         g = g if total else reshape(g, shape=(*g.shape, 1))
         return _nll_vjp(_one_hot(target, x), softmax(x, axis=1), g * scale)
+    if modes.special and modes.local.recording is not None:
+        if total:
+            return nll_total_vjp(x, target, g, scale)
+        return nll_each_vjp(x, target, reshape(g, shape=(*g.shape, 1)), scale)
     if not total:
         return nll_each_vjp.program(x, target, g[:, None], scale)
     if is_cuda(g):  # which the kernel reads: the host need not wait for it
@@ -286,7 +294,7 @@ standardize = opaque(
     lambda g, out, x, *, eps: standardize_rows_vjp(g, x, eps),
     samples=lambda r: [((r(3, 5),), {"eps": 0.1})],
 )
-for _op in (softmax, log_softmax, layer_norm, rms_norm, standardize):
+for _op in (softmax, log_softmax, layer_norm, rms_norm, standardize, nll_of_logits):
     _op.transparent = True
 
 # ---- normalisation of channels, axis 1 of (N, C, ...)
@@ -571,6 +579,7 @@ max_pool = opaque(
     samples=_pool_samples,
     cuda=cuda_pooling.max_pool,
 )
+max_pool.transparent = True  # its rule
 
 
 def _sum_pool(x, *, kernel, stride, dilation):

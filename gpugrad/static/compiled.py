@@ -20,9 +20,10 @@ from ..config import modes, settings
 from ..errors import at
 from ..tensor import Tensor, bump_versions, wrap
 from ..tree import flatten
-from . import passes, run_python
+from . import passes
 from .graph import Graph, difference
 from .record import Recorder
+from .runners import runner_for
 from .sources import Argument, HostResult
 
 _ndarray = backend_arrays._ndarray
@@ -240,7 +241,7 @@ class ReplayedProgram:
         start = time.perf_counter()
         graph = self.graph = recording.graph
         self.recording = recording
-        self._run = run_python.compile_graph(graph)
+        self._run = runner_for(graph)
         self._hosts = recording.hosts
         numbers = {id(h): k for k, h in enumerate(self._hosts)}
         self._reads = []

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..codegen.arrays import Program
+from ..codegen.expr import build, variable
 from ..codegen.rows import RowProgram
 from ..dtypes import float32
 from ..ops.core import Elementwise, Meta, Op, run_program
@@ -352,11 +353,24 @@ def _preview(array) -> str:
 
 def expression_of(node: Node) -> Program | None:
     """What an elementwise node computes, as a program of its inputs; None for other nodes."""
-    if node.call.__class__ is ProgramCall:
-        return node.call.program
-    if node.call.__class__ is OpCall and isinstance(node.call.op, Elementwise):
-        return node.call.op.forward
+    if isinstance(node.call, ProgramCall):
+        half = any(v.dtype is not None and v.dtype.itemsize == 2 for v in node.outputs)
+        return None if half and node.call.__class__ is UpdateCall else node.call.program
+    if node.call.__class__ is OpCall:
+        op = node.call.op
+        if isinstance(op, Elementwise):
+            return op.forward
+        if (
+            op.name == "cast"
+            and node.inputs[0].dtype == "bool"
+            and node.outputs[0].dtype.kind == "f"
+        ):
+            return TRUTH
     return None
+
+
+# A mask as numbers.
+TRUTH = Program([build("where", variable("x"), 1.0, 0.0)], ["x"], ["x"])
 
 
 def difference(a: Graph, b: Graph, constants: bool = True) -> str | None:
