@@ -24,7 +24,7 @@ from . import passes
 from .graph import Graph, difference
 from .record import Recorder
 from .runners import runner_for
-from .sources import Argument, HostResult
+from .sources import Argument, ArgumentGrad, HostResult, LiveGrad
 
 _ndarray = backend_arrays._ndarray
 # Recordings that may differ before a variant is given up.
@@ -43,6 +43,29 @@ class Recording:
         self.outputs, self.grads = outputs, grads
         # leaves that had no gradient when the call began and none when it was added to
         self.entered_without = entered_without
+
+    def differs(self, other: Recording) -> str | None:
+        """What two recordings with the same graph return differently; None if they do not."""
+        mine, others = self.outputs[0], other.outputs[0]
+        if len(mine) != len(others):
+            return "it returns more or fewer values"
+        for a, b in zip(mine, others, strict=True):
+            if not _same_result(a, b):
+                return f"it returned {a!r:.60}, then {b!r:.60}"
+        grads = [[(_owner(t), v is None) for t, v in r.grads] for r in (self, other)]
+        return None if grads[0] == grads[1] else "it changes the gradients of other tensors"
+
+
+def _owner(t):
+    return id(t) if isinstance(t, Tensor) else t
+
+
+def _same_result(a, b) -> bool:
+    """Whether two returned leaves are the same: numbers and strings by value, others by
+    identity."""
+    if a.__class__ is _Place or isinstance(a, (bool, int, float, complex, str)):
+        return a.__class__ is b.__class__ and (a == b or a != a)
+    return a is b
 
 
 def recorded(function: Callable, args, kwargs, leaves: Sequence) -> tuple[Any, Recorder]:
@@ -100,7 +123,8 @@ class Compiled:
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 a = leaf.array
-                key.append((a.shape, a.dtype, a.__class__, leaf._node is not None))
+                without_grad = leaf.grad is None
+                key.append((a.shape, a.dtype, a.__class__, leaf._node is not None, without_grad))
             elif backend_arrays.is_array(leaf):
                 key.append((leaf.shape, leaf.dtype, leaf.__class__))
             else:
@@ -126,7 +150,7 @@ class Compiled:
     def _record(self, variant: Variant, args, kwargs, leaves: Sequence):
         before = variant.previous
         without = set() if before is None else {
-            id(t) for t, _ in before.grads if t.grad is None
+            id(t) for t, _ in before.grads if isinstance(t, Tensor) and t.grad is None
         }  # fmt: skip
         result, recorder = recorded(self._function, args, kwargs, leaves)
         recording = _finish(recorder, result, leaves, without)
@@ -186,7 +210,7 @@ class Variant:
             self.rejected = f"{reason}{at(line)}"
             return
         if before is not None:
-            what = difference(before.graph, recording.graph)
+            what = difference(before.graph, recording.graph) or before.differs(recording)
             if what is None:
                 self.programs.insert(0, ReplayedProgram(recording))
                 self.previous, self.attempts = None, 0
@@ -201,27 +225,38 @@ class Variant:
 class _Place:
     """Where a returned tensor is found: among the results of the graph, or the tensor itself."""
 
-    __slots__ = ("argument", "chain", "result", "tensor")
+    __slots__ = ("argument", "bare", "result", "tensor")
 
-    def __init__(self, result=None, argument=None, tensor=None):
+    def __init__(self, result=None, argument=None, tensor=None, bare: bool = False):
         self.result, self.argument, self.tensor = result, argument, tensor
+        self.bare = bare  # an array, not a tensor
+
+    def __eq__(self, other) -> bool:
+        same = self.tensor is other.tensor and self.bare == other.bare
+        return same and (self.result, self.argument) == (other.result, other.argument)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"argument {self.argument}" if self.argument is not None else "a tensor"
 
 
 def _finish(recorder: Recorder, result, leaves: Sequence, without: set[int]) -> Recording:
     returned, rebuild = flatten(result)
-    arguments = {id(leaf): place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-    computed: list[Tensor] = []
+    arguments = {id(leaf): place for place, leaf in enumerate(leaves)}
+    computed: list = []
     places: list = []
     for leaf in returned:
-        if not isinstance(leaf, Tensor):
+        bare = backend_arrays.is_array(leaf)
+        if not isinstance(leaf, Tensor) and not bare:
             places.append(leaf)
         elif id(leaf) in arguments:
             places.append(_Place(argument=arguments[id(leaf)]))
-        elif recorder.is_live(leaf):
+        elif not bare and recorder.is_live(leaf):
             places.append(_Place(tensor=leaf))
         else:
-            places.append(_Place(result=len(computed)))
-            computed.append(leaf)
+            places.append(_Place(result=len(computed), bare=bare))
+            computed.append(wrap(leaf) if bare else leaf)
     graph = recorder.finish(computed)
     grads = recorder.grads()
     graph.outputs += [v for _, v in grads if v is not None]
@@ -248,6 +283,8 @@ class ReplayedProgram:
         for source in graph.sources:
             if source.__class__ is Argument:
                 self._reads.append((0, source.place))
+            elif source.__class__ is ArgumentGrad:
+                self._reads.append((3, source.place))
             elif source.__class__ is HostResult:
                 self._reads.append((1, numbers[id(source.host)], source.place))
             else:
@@ -266,6 +303,8 @@ class ReplayedProgram:
             return _MISS
         try:
             results = self._run(*inputs)
+        except Exception:  # eager mode raises it where it belongs, if it is an error there
+            results = None
         except BaseException:
             self._undo()
             raise
@@ -293,6 +332,9 @@ class ReplayedProgram:
                 inputs.append(getattr(leaf, "array", leaf))
             elif read[0] == 1:
                 inputs.append(answers[read[1]][read[2]])
+            elif read[0] == 3:
+                grad = leaves[read[1]].grad
+                inputs.append(None if grad is None else grad.array)
             else:
                 inputs.append(read[1].read())
         for v, array in zip(self.graph.inputs, inputs, strict=True):
@@ -310,6 +352,10 @@ class ReplayedProgram:
             source = self.graph.sources[k]
             if source.__class__ is Argument:
                 tensor = leaves[source.place]
+            elif source.__class__ is ArgumentGrad:
+                tensor = leaves[source.place].grad
+            elif source.__class__ is LiveGrad:
+                tensor = tensor.grad
             if isinstance(tensor, Tensor):
                 written.append(tensor)
         if written:
@@ -320,6 +366,8 @@ class ReplayedProgram:
         outputs = [wrap(r) for r in results[:count]]
         k = count
         for tensor, value in self.recording.grads:
+            if tensor.__class__ is Argument:
+                tensor = leaves[tensor.place]
             if value is None:
                 tensor.grad = None
             else:
@@ -330,7 +378,7 @@ class ReplayedProgram:
             if p.__class__ is not _Place:
                 found.append(p)
             elif p.result is not None:
-                found.append(outputs[p.result])
+                found.append(results[p.result] if p.bare else outputs[p.result])
             else:
                 found.append(leaves[p.argument] if p.argument is not None else p.tensor)
         return rebuild(found)
@@ -340,8 +388,23 @@ def _hashable(leaf):
     try:
         hash(leaf)
     except TypeError:
-        return id(leaf)
+        return _Identity(leaf)
     return leaf
+
+
+class _Identity:
+    """An object that cannot be hashed, as itself: kept, so that its identity comes once."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other) -> bool:
+        return other.__class__ is _Identity and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _structure(tree) -> Any:

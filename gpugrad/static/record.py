@@ -41,7 +41,7 @@ from .graph import (
     Value,
     VjpCall,
 )
-from .sources import Host, HostResult, Live, LiveArray, LiveGrad
+from .sources import Argument, ArgumentGrad, Host, HostResult, Live, LiveArray, LiveGrad
 
 _SCALARS = (bool, int, float, complex)
 
@@ -73,6 +73,7 @@ class Recorder:
     def __init__(self):
         self.graph = Graph()
         self.leaves: dict[int, tuple[Tensor, bool]] = {}  # tensors whose .grad was touched
+        self._arguments: dict[int, Argument] = {}  # of tensors that are arguments
         self.hosts: list[Host] = []
         self._known: dict[int, _Entry] = {}
         self._memories: list[_Memory] = []
@@ -97,6 +98,7 @@ class Recorder:
         array = getattr(tensor_or_array, "array", tensor_or_array)
         if id(array) not in self._known:
             self._input(array, source)
+        self._arguments.setdefault(id(tensor_or_array), source)
         self._kept.append(tensor_or_array)
 
     def constant(self, array) -> None:
@@ -284,8 +286,10 @@ class Recorder:
         return entry is not None and entry.array is array
 
     def _all_known(self, args: Sequence) -> bool:
+        # by class: numpy.float64 is a float, but one that was computed
         return all(
-            a is None or isinstance(a, (*_SCALARS, Meta)) or self._is_known(_array(a)) for a in args
+            a is None or a.__class__ in _SCALARS or isinstance(a, Meta) or self._is_known(_array(a))
+            for a in args
         )
 
     def _inputs(self, args: Sequence) -> list:
@@ -386,8 +390,7 @@ class Recorder:
             self.same(own, g)
             tensor.grad = wrap(own)
             return
-        if not self._is_known(grad.array):
-            self._input(grad.array, LiveGrad(tensor))
+        self.gradient(tensor)
         if grad._node is not None:
             tensor.grad = grad + wrap(g)
             return
@@ -396,6 +399,14 @@ class Recorder:
             grad.array[...] = total
         self.write(grad, total)
         bump_version(grad)
+
+    def gradient(self, tensor: Tensor) -> None:
+        """The program reads ``tensor.grad``, and whether it is None."""
+        self.touch(tensor)
+        if tensor.grad is not None and not self._is_known(tensor.grad.array):
+            place = self._arguments.get(id(tensor))
+            source = LiveGrad(tensor) if place is None else ArgumentGrad(place.place)
+            self._input(tensor.grad.array, source)
 
     def touch(self, tensor: Tensor) -> None:
         """The program changes ``tensor.grad``: None now, or not?"""
@@ -478,17 +489,17 @@ class Recorder:
                 graph.stores.append((memory.input, memory.value))
         return graph
 
-    def grads(self) -> list[tuple[Tensor, Value | None]]:
+    def grads(self) -> list[tuple[Tensor | Argument, Value | None]]:
         """The tensors whose ``.grad`` the program replaced, with what it is at the end."""
-        found = []
+        found: list = []
         for tensor, _ in self.leaves.values():
-            grad = tensor.grad
+            owner, grad = self._arguments.get(id(tensor), tensor), tensor.grad
             if grad is None:
-                found.append((tensor, None))
+                found.append((owner, None))
                 continue
             entry = self._known.get(id(grad.array))
             if entry is not None and entry.memory.input is None:
-                found.append((tensor, self._current(entry)))
+                found.append((owner, self._current(entry)))
         return found
 
 

@@ -7,7 +7,9 @@ For two layers and a loss the text reads
         v5, = c1((v4,))
         del v4
         ...
+        v7, = c6((v6,))
         if bool(v7.item()) is not True: return None
+        ...
         v1[...] = v8
         return v9,
 
@@ -16,6 +18,7 @@ Memory outside is written at the end, when nothing can go wrong any more.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from ..backend.arrays import backend_of, is_array
@@ -30,7 +33,10 @@ def compile_graph(graph: Graph) -> Callable[..., Sequence | None]:
         namespace[f"v{v.number}"] = array
     parameters = ", ".join(f"v{v.number}" for v in graph.inputs)
     lines = [f"def program({parameters}):"]
-    last = _last_uses(graph)
+    last, outcomes = _last_uses(graph), defaultdict(list)
+    for v, outcome in graph.guards:
+        outcomes[v].append(outcome)
+    lines += [_guard(v, outcome) for v, outcome in graph.guards if v in graph.inputs]
     for k, node in enumerate(graph.nodes):
         arguments = [_argument(i, namespace) for i in node.inputs]
         namespace[f"c{k}"] = node.call.evaluate
@@ -40,11 +46,11 @@ def compile_graph(graph: Graph) -> Callable[..., Sequence | None]:
         for v in node.outputs:
             if not v.shape:
                 lines.append(f"    v{v.number} = array(v{v.number})")
+        for v in node.outputs:  # what follows may be an error the other way
+            lines += [_guard(v, outcome) for outcome in outcomes[v]]
         dead = [v for v in last.get(k, ()) if v not in graph.constants]
         if dead:
             lines.append(f"    del {', '.join(f'v{v.number}' for v in dead)}")
-    for v, outcome in graph.guards:
-        lines.append(f"    if bool(v{v.number}.item()) is not {outcome}: return None")
     # a stored value may be an input that another store overwrites
     inputs = set(graph.inputs)
     for _, v in graph.stores:
@@ -55,6 +61,10 @@ def compile_graph(graph: Graph) -> Callable[..., Sequence | None]:
     lines.append(f"    return ({results})")
     exec(compile("\n".join(lines), "<gpugrad graph>", "exec"), namespace)
     return namespace["program"]
+
+
+def _guard(v: Value, outcome: bool) -> str:
+    return f"    if bool(v{v.number}.item()) is not {outcome}: return None"
 
 
 def _argument(i, namespace: dict) -> str:

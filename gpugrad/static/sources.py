@@ -17,6 +17,15 @@ class Argument(NamedTuple):
         return f"argument {self.place}"
 
 
+class ArgumentGrad(NamedTuple):
+    """The gradient of a leaf of the arguments, as it is when the program begins."""
+
+    place: int
+
+    def __str__(self) -> str:
+        return f"gradient of argument {self.place}"
+
+
 class Live:
     """A tensor that the program reaches by itself: a parameter, a buffer, optimizer state."""
 
