@@ -168,7 +168,7 @@ def _run_there(node) -> None:
 @cache
 def _running_there(run: Callable) -> Callable:
     """The backward function of a record, on the device of the cotangent."""
-    if run.__name__ == "run_there":  # it is that already
+    if hasattr(run, "here"):  # it is that already
         return run
 
     def run_there(node, g, keep):
@@ -177,6 +177,7 @@ def _running_there(run: Callable) -> Callable:
         with cuda_backend.on_device_of(g):
             return run(node, g, keep)
 
+    run_there.here = run
     return run_there
 
 
@@ -387,6 +388,49 @@ def same_device(name, values):
         arrays = [v for v in values if backend_arrays.is_array(v)]
         raise mixed_devices(name, [(tuple(a.shape), backend_arrays.device_of(a)) for a in arrays])
     return cuda_backend.require(device("cuda", index))
+
+
+# ------------------------------------------------------------------------------------------------
+# functions of arrays that are no operations of the table. A compiled program calls them again: what
+# is computed from arrays in any other way, it cannot see.
+
+
+def run_arrays(function: Callable, *args, **params) -> Tensor:
+    """A tensor without history of ``function(*arrays, **params)``: a pure function of arrays (given
+    as tensors, arrays or numbers) with one result, whose metadata is keyword."""
+    values = [a.array if isinstance(a, Tensor) else a for a in args]
+    with backend_arrays.there(values[0]):
+        if modes.special and (recorder := modes.local.recording) is not None:
+            z = recorder.function(function, args, params)
+        else:
+            z = function(*values, **params)
+    return wrap(asarray(z) if isinstance(z, np.generic) else z)
+
+
+def decide(function: Callable, *args, **params) -> bool:
+    """The truth of ``function(*arrays, **params)``, by which the program goes on; a compiled one
+    asks again at every call."""
+    if modes.special and modes.local.recording is not None:
+        return bool(run_arrays(function, *args, **params))
+    values = [a.array if isinstance(a, Tensor) else a for a in args]
+    with backend_arrays.there(values[0]):
+        z = function(*values, **params)
+    return bool(backend_arrays.item(z) if backend_arrays.is_array(z) else z)
+
+
+def verify(function: Callable, *args, **params) -> None:
+    """Call ``function(*arrays, **params)``, which raises an error if the values are wrong; so does
+    a compiled program at every call."""
+    if modes.special and (recorder := modes.local.recording) is not None:
+        recorder.verify(function, args, params)
+    else:
+        function(*[a.array if isinstance(a, Tensor) else a for a in args], **params)
+
+
+def shape_of_values(what: str) -> None:
+    """Tell the recorder, if there is one, that a shape depends on values."""
+    if modes.special and (recorder := modes.local.recording) is not None:
+        recorder.fail(f"the shape of {what} depends on values")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -999,8 +999,8 @@ def _cross_entropy_of_rows(input, target, ignore_index: int, reduction: str, smo
     count: tuple = ()
     if reduction == "mean":
         with there(classes):
-            kept = functions.sum(wrap(classes != ignore_index)).array
-            count = (kept.astype(x.dtype if x.dtype.itemsize >= 4 else np.float32),)
+            kept = functions.sum(functions.ne(target.detach(), ignore_index))
+            count = (kept.to(dtype=x.dtype if x.dtype.itemsize >= 4 else np.float32),)
     return nn_ops.cross_entropy_of_logits(
         input, target, *count, hole=ignore_index, smoothing=smoothing, total=reduction != "none"
     )

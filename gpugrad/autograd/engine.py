@@ -452,17 +452,34 @@ def _start(roots, seeds, users) -> list[tuple]:
 
 def _run_recorded(recorder, node: Node, g, keep: bool) -> Sequence:
     """``node.run``, noted by a recorder."""
-    if isinstance(node, ElementwiseNode):
-        parts = recorder.rule(node.rule, g, node.out, _saved(node))
-        shapes = [(d, edge.shape) for d, edge in zip(parts, node.edges, strict=True)]
-        parts = [d if d.shape == shape else sum_to(d, shape=shape) for d, shape in shapes]
-    elif isinstance(node, OpNode) and node.run is run_op:
-        needs = node.plan.needs
-        parts = recorder.cotangents(node.op, g, node.out, _saved(node), node.params, needs)
-    else:
+    with there(g):
+        parts = _parts_recorded(recorder, node, g)
+    if parts is None:
         return node.run(node, g, keep)
     if not keep:
         node.release()
+    return parts
+
+
+def _parts_recorded(recorder, node: Node, g) -> Sequence | None:
+    """The cotangents of an operation of the table; None for other nodes."""
+    if isinstance(node, ElementwiseNode):
+        parts = recorder.rule(node.rule, g, node.out, _saved(node))
+        shapes = [(d, edge.shape) for d, edge in zip(parts, node.edges, strict=True)]
+        return [d if d.shape == shape else sum_to(d, shape=shape) for d, shape in shapes]
+    run = getattr(node.run, "here", node.run)
+    bfloat16 = run is run_bfloat16_op and g.__class__ is not _ndarray
+    if not isinstance(node, OpNode) or not (run is run_op or bfloat16):
+        return None
+    saved = _saved(node)
+    parts = recorder.cotangents(node.op, g, node.out, saved, node.params, node.plan.needs)
+    if bfloat16:
+        dtypes = [getattr(s, "dtype", None) for s in saved]
+        cast = REGISTRY["cast"]
+        parts = [
+            d if d is None or d.dtype == dtype else recorder.operation(cast, (d,), {"dtype": dtype})
+            for d, dtype in zip(parts, dtypes, strict=True)
+        ]
     return parts
 
 
@@ -476,7 +493,8 @@ def _saved(node: Node) -> Sequence:
 def _sum_recorded(recorder, a, b):
     if a is None or b is None or a.__class__ is Parts or isinstance(a, Tensor):
         return _sum(a, b)
-    return recorder.operation(REGISTRY["add"], (a, b), {})
+    with there(a):
+        return recorder.operation(REGISTRY["add"], (a, b), {})
 
 
 def _accumulate(leaf: Leaf, g, owned: bool, recorder=None) -> None:
