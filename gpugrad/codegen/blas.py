@@ -63,16 +63,18 @@ WORDS = (
 ROW_MAJOR, NORMAL, TRANSPOSED = 101, 111, 112  # of CBLAS
 
 
-def layout(x: np.ndarray) -> tuple[int, int] | None:
-    """How CBLAS may read a matrix (or a batch of them): as it is or transposed, and the leading
-    dimension; None if its elements lie otherwise."""
+def layout(
+    shape: tuple[int, int], strides: tuple[int, int], itemsize: int
+) -> tuple[int, int] | None:
+    """How CBLAS may read a matrix, as it is or transposed, and its leading dimension; None if its
+    elements lie otherwise. Strides are in bytes."""
     for store, (rows, columns), (outer, inner) in (
-        (NORMAL, x.shape[-2:], x.strides[-2:]),
-        (TRANSPOSED, x.shape[:-3:-1], x.strides[:-3:-1]),
+        (NORMAL, shape, strides),
+        (TRANSPOSED, shape[::-1], strides[::-1]),
     ):
-        leading = outer // x.itemsize if rows > 1 else max(1, columns)
-        if (columns == 1 or inner == x.itemsize) and leading >= max(1, columns):
-            return None if outer % x.itemsize else (store, leading)
+        leading = outer // itemsize if rows > 1 else max(1, columns)
+        if (columns == 1 or inner == itemsize) and leading >= max(1, columns):
+            return None if rows > 1 and outer % itemsize else (store, leading)
     return None
 
 

@@ -10,7 +10,6 @@ import math
 import warnings
 from array import array
 from collections.abc import Sequence
-from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,9 +17,9 @@ import numpy as np
 
 from . import blas, gemm_kernels, workers
 from .arrays import BOOLEAN, Program, merge_dimensions
-from .expr import variable
+from .expr import Expr, variable
 from .gemm_kernels import BLOCK, Kernel, Tile
-from .llvm import ELEMENTS, Unsupported
+from .llvm import ELEMENTS, Unsupported, _strides_in
 from .machine import Machine, machine
 from .tasks import Task
 
@@ -31,6 +30,14 @@ _BOOL = np.dtype("bool")
 
 # Multiplications from which threads are worth their dispatch: 5 us of one core.
 PARALLEL = 1 << 18
+# Units of work that a product of this size is cut into at least, if it has so many rows.
+SHARES = 8
+# B is read in place for few rows, (1, 784) x (784, 128): 37 instead of 20 GFLOP/s; or if it stays
+# in the L1 cache as it is, (32, 64) x (64, 64): 81 instead of 76.
+UNPACKED_ROWS, UNPACKED_BYTES = 16, 1 << 14
+# Multiplications from which NumPy's BLAS is faster, see docs/performance.md: it reads a large B
+# fewer times. What it gains, a separate pass for the epilogue costs, unless k is large.
+LARGE, DEEP = 1 << 26, 512
 
 
 def task(
@@ -60,46 +67,234 @@ def task(
     """
     compiler = machine()
     outputs = [out] if isinstance(out, np.ndarray) else list(out)
-    product = _Product.of(a, b, outputs, program or _PLAIN, inputs)
+    product = _product(a, b, outputs, program or _PLAIN, inputs)
     if compiler is None or product is None:
         return None
-    return _own_task(compiler, product, alpha)
+    found = _blas_task(compiler, product, alpha) if _is_for_blas(product) else None
+    if found is None:
+        return _own_task(compiler, product, alpha)
+    return found if program is None else None
 
 
 class _Product(NamedTuple):
-    """A product whose arrays fit together."""
+    """A product whose arrays fit together: loops over two batch dimensions and matrices in them."""
 
     element: str
-    m: int
-    n: int
     k: int
-    batch: list[int]  # sizes of two batch dimensions
-    arrays: list[np.ndarray]  # a, b, inputs, outputs; all with the same number of dimensions
-    strides: list[list[int]]  # of the arrays in the batch dimensions
+    n: int
+    sizes: list[int]  # outer batch dimension, inner one, m
+    arrays: list[np.ndarray]  # a, b, the inputs that are read, outputs
+    strides: list[list[int]]  # of the arrays, through the sizes; 0 for b through m
+    by_columns: bool  # whether neighbours in a column of b are neighbours in memory
     program: Program
     pattern: str  # see Kernel
-    numbers: list[float]
+    numbers: list[float]  # among the inputs
 
     @property
     def work(self) -> int:
-        return math.prod(self.batch) * self.m * self.n * self.k
+        """Multiplications."""
+        return math.prod(self.sizes) * self.n * self.k
 
-    @classmethod
-    def of(cls, a, b, outputs, program: Program, inputs) -> _Product | None:
-        """None for what has no kernel."""
-        (m, k), (inner, n) = a.shape[-2:], b.shape[-2:]
-        shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n)
-        if inner != k or any(o.shape != shape for o in outputs):
-            shapes = [o.shape for o in outputs]
-            raise ValueError(f"no product of {a.shape} and {b.shape} has the shape of {shapes}")
-        if len(outputs) != len(program.outputs) or len(inputs) != len(program.inputs) - 1:
-            raise ValueError("a program needs all of its inputs and outputs")
-        dtype = a.dtype
-        if dtype not in ELEMENTS or b.dtype != dtype or 0 in shape:
-            return None
-        kinds = [_kind(x, name, program) for x, name in zip(inputs, program.inputs[1:], strict=True)]
-        pattern = "".join(kinds)
-        read = [x for x, kind in zip(inputs, kinds, strict=True) if kind in "vVbB"]
-        numbers = [x for x, kind in zip(inputs, kinds, strict=True) if kind == "n"]
-        wide = [np.broadcast_to(x, shape) for x in read]
+
+def _product(a, b, outputs, program: Program, inputs) -> _Product | None:
+    """None for what has no own kernel."""
+    (*_, m, k), (*_, inner, n) = a.shape, b.shape
+    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n)
+    if inner != k or any(o.shape != shape for o in outputs):
+        shapes = ", ".join(str(o.shape) for o in outputs)
+        raise ValueError(f"no product of {a.shape} and {b.shape} has the shape {shapes}")
+    if len(outputs) != len(program.outputs) or len(inputs) != len(program.inputs) - 1:
+        raise ValueError(
+            f"a program of {len(program.inputs)} inputs and {len(program.outputs)} outputs was "
+            f"given {len(inputs)} inputs beside the product and {len(outputs)} outputs"
+        )
+    dtype = a.dtype
+    pattern = _pattern(program, inputs, dtype, len(shape))
+    if pattern is None or dtype not in ELEMENTS or b.dtype != dtype or 0 in shape:
         return None
+    if not all(map(_writes, outputs, program.outputs, [dtype] * len(outputs))):
+        return None
+    if any(np.may_share_memory(o, x) for o in outputs for x in (a, b)):
+        return None
+    read = [x for x, kind in zip(inputs, pattern, strict=True) if kind in "vVbB"]
+    numbers = [x for x, kind in zip(inputs, pattern, strict=True) if kind == "n"]
+    loops = _loops(shape, a, b, [*read, *outputs])
+    b_k, b_column = b.strides[-2:]
+    rowwise = b_column == b.itemsize or n == 1 or k == 0
+    by_columns = b_k == b.itemsize or k == 1
+    if loops is None or not (rowwise or by_columns):
+        return None
+    arrays = [a, b, *read, *outputs]
+    common = (not rowwise, program, pattern, [float(x) for x in numbers])
+    return _Product(ELEMENTS[dtype], k, n, loops[0], arrays, loops[1], *common)
+
+
+def _pattern(program: Program, inputs: Sequence, dtype, ndim: int) -> str | None:
+    """A letter for every input beside the product, see ``Kernel``; None if one does not fit."""
+    pattern = ""
+    for x, name in zip(inputs, program.inputs[1:], strict=True):
+        if name not in program.used:
+            pattern += "-"
+        elif x.__class__ in _NUMBERS:
+            pattern += "n"
+        elif x.__class__ is not np.ndarray or x.dtype not in (dtype, _BOOL) or x.ndim > ndim:
+            return None
+        else:
+            kind = "b" if x.dtype == _BOOL else "v"
+            step = _strides_in(x, ndim)[-1]
+            if step not in (0, x.itemsize):
+                return None
+            pattern += kind if step else kind.upper()
+    return pattern
+
+
+def _writes(out: np.ndarray, e: Expr, dtype) -> bool:
+    """Whether an array can take the result of an expression."""
+    wanted = _BOOL if e.op in BOOLEAN else dtype
+    along = out.shape[-1] == 1 or out.strides[-1] == out.itemsize
+    return out.dtype == wanted and along and out.flags.writeable
+
+
+def _loops(shape, a, b, others) -> tuple[list[int], list[list[int]]] | None:
+    """Sizes of two batch dimensions and of m, and the arrays' strides through them; None if two
+    do not do. Batch dimensions that b has not are rows of one larger matrix."""
+    batch = len(shape) - 2
+    steps = [
+        _strides_in(a, len(shape))[:-1],
+        [*_strides_in(b, len(shape))[:batch], 0],
+        *[_strides_in(x, len(shape))[:-1] for x in others],
+    ]
+    sizes, kept = merge_dimensions(shape[:-1], steps)
+    if not sizes or kept[1][-1]:  # m is 1, and was left out
+        sizes.append(1)
+        for steps_of_one in kept:
+            steps_of_one.append(0)
+    missing = 3 - len(sizes)
+    if missing < 0:
+        return None
+    return [1] * missing + sizes, [[0] * missing + s for s in kept]
+
+
+# ------------------------------------------------------------------------------------------------
+# own kernels
+
+# Tiles by the number of vector registers: all but a few hold sums. The last is for few rows.
+_TILES = {16: ((6, 2), (4, 3), (12, 1), (1, 8)), 32: ((8, 3), (12, 2), (6, 4), (1, 16))}
+
+
+def _registers(compiler: Machine) -> int:
+    wide = compiler.has("avx512f") or compiler.triple.startswith(("aarch64", "arm64"))
+    return 32 if wide else 16
+
+
+def _choose_tile(compiler: Machine, element: str, m: int, n: int) -> Tile:
+    """The tile that computes a matrix in the fewest cycles."""
+    lanes = compiler.lanes(element) // 2  # of one register
+
+    def cycles(shape: tuple[int, int]) -> float:
+        """Of one step of k: two multiplications or two loads each; a sum waits for 4 cycles."""
+        rows, vectors = shape
+        one = max(rows * vectors / 2, (rows + vectors) / 2, 4)
+        return -(-m // rows) * -(-n // (vectors * lanes)) * one
+
+    return Tile(element, lanes, *min(_TILES[_registers(compiler)], key=cycles))
+
+
+def _own_task(compiler: Machine, product: _Product, alpha: float) -> Task | None:
+    """A call of an own kernel; None if the program has none."""
+    tile = _choose_tile(compiler, product.element, product.sizes[-1], product.n)
+    kernel = Kernel(tile, product.by_columns, product.program, product.pattern)
+    function = _function(compiler, kernel)
+    if function is None:
+        return None
+    words = _words(product, tile)
+    table = array("q", map(id, product.arrays))
+    table.extend(words[name] for name in gemm_kernels.WORDS)
+    table.extend(chain(*product.strides[2:]))
+    parts = min(words["units"], workers.PARTS) if product.work >= PARALLEL else 1
+    numbers = array("d", [alpha, *product.numbers])
+    return Task(function, table, numbers, parts, tuple(product.arrays))
+
+
+def _words(product: _Product, tile: Tile) -> dict[str, int]:
+    """What the table says beside the arrays: sizes, blocks and strides."""
+    a, b = product.arrays[:2]
+    outer, inner, m = product.sizes
+    panels = -(-product.n // tile.columns)
+    blocks = _blocks(product, tile, outer * inner * panels)
+    block = _rounded(-(-m // blocks), tile.rows)
+    blocks = -(-m // block)
+    pieces = max(1, -(-product.k // tile.depth))
+    depth = max(1, _rounded(-(-product.k // pieces), tile.lanes))
+    b_k, b_column = b.strides[-2:]
+    return {
+        "units": outer * inner * blocks * panels, "inner": inner, "blocks": blocks,
+        "panels": panels, "m": m, "n": product.n, "k": product.k, "block": block, "depth": depth,
+        "direct": block <= UNPACKED_ROWS or 0 <= product.k * b_k <= UNPACKED_BYTES,
+        **_named("a", product.strides[0]), "a_k": a.strides[-1],
+        **_named("b", product.strides[1]), "b_k": b_k, "b_column": b_column,
+    }  # fmt: skip
+
+
+def _blocks(product: _Product, tile: Tile, panels: int) -> int:
+    """Blocks of rows of each matrix: few, but enough to share ``panels`` of them among threads."""
+    m = product.sizes[-1]
+    fewest = -(-m // BLOCK)
+    if product.work < PARALLEL or fewest * panels >= SHARES:
+        return fewest
+    return max(fewest, min(-(-SHARES // panels), m // (4 * tile.rows)))
+
+
+def _named(name: str, strides: Sequence[int]) -> dict[str, int]:
+    return {f"{name}_{s}": v for s, v in zip(("outer", "inner", "row"), strides, strict=True)}
+
+
+def _rounded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _function(compiler: Machine, kernel: Kernel) -> int | None:
+    """The address of a kernel, made on first use; None if there is none for its program."""
+    made = kernel.program.native
+    key = ("gemm", *kernel[:2], kernel.pattern)
+    if key not in made:
+        try:
+            made[key] = compiler.load(gemm_kernels.text(compiler, kernel))
+        except Unsupported:
+            made[key] = None
+        except RuntimeError as error:  # slower, not wrong
+            warnings.warn(f"no native kernel, LLVM refuses it: {error}", stacklevel=2)
+            made[key] = None
+    return made[key]
+
+
+# ------------------------------------------------------------------------------------------------
+# BLAS
+
+
+def _is_for_blas(product: _Product) -> bool:
+    plain = product.program is _PLAIN
+    matrix = product.sizes[-1] * product.n * product.k
+    return matrix >= LARGE and (plain or product.k >= DEEP)
+
+
+def _blas_task(compiler: Machine, product: _Product, alpha: float) -> Task | None:
+    """The product, without its program, by NumPy's BLAS; None without one, or if the elements do
+    not lie as it wants."""
+    function = blas.find(product.element)
+    arrays = [*product.arrays[:2], product.arrays[-1]]
+    strides = [*product.strides[:2], product.strides[-1]]
+    (outer, inner, m), n, k = product.sizes, product.n, product.k
+    shapes = ((m, k), (k, n), (m, n))
+    rows = (strides[0][-1], arrays[1].strides[-2], strides[2][-1])
+    stored = [
+        blas.layout(shape, (row, x.strides[-1]), x.itemsize)
+        for shape, row, x in zip(shapes, rows, arrays, strict=True)
+    ]
+    if function is None or None in stored or stored[2][0] != blas.NORMAL:
+        return None
+    (store_a, lda), (store_b, ldb), (_, ldc) = stored
+    words = [*map(id, arrays), function.address, store_a, store_b, m, n, k, lda, ldb, ldc]
+    words += [outer, inner, rows[0], rows[2], *chain(*[s[:2] for s in strides])]
+    address = compiler.load(blas.text(compiler, product.element, function.integer))
+    return Task(address, array("q", words), array("d", [alpha]), 1, arrays)

@@ -1,0 +1,386 @@
+"""The texts of the kernels of matrix products, ``kernel(table, numbers, first, last)``.
+
+A unit of work is a block of rows times a panel of columns of one product. Threads share the units:
+
+- the panel of B is packed: its rows one after the other, so that they stay in the L1 cache while
+  all rows of the block are multiplied with them. Where this would not pay, it is read in place
+- tiles of the block are summed in registers, ``tile.rows`` x ``tile.vectors`` vectors: per step one
+  row of the panel and one number of every row of A
+- sums go to a scratch on the stack, to which the next ``depth`` columns of A add
+- at last the epilogue, a program whose first input is the product, is computed row by row
+
+Every sum is made in the order of k: how units are shared, and where tiles begin, changes no bit.
+Rows past the end of the block repeat the last one and are not stored; so do columns of a transposed
+B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .arrays import BOOLEAN, Program
+from .ir import Code, Value
+from .llvm import (
+    _TABLE,
+    Unsupported,
+    _data,
+    _evaluate,
+    _is_bool,
+    _load,
+    _load_one,
+    _number,
+    _share,
+    _store,
+    _sweep,
+    rules_for,
+)
+from .machine import Machine
+
+# Rows of a block at most. The sums of 96 rows x 16 columns of float32 are 6 KiB.
+BLOCK = 96
+# Bytes of a packed panel at most, half an L1 cache of 32 KiB: A and the sums pass through the rest.
+PANEL = 1 << 14
+
+_SIZES = {"float": 4, "double": 8}
+
+
+class Tile(NamedTuple):
+    """Sums in registers: ``rows`` x ``vectors`` vectors of ``lanes`` elements."""
+
+    element: str
+    lanes: int
+    rows: int
+    vectors: int
+
+    @property
+    def columns(self) -> int:
+        return self.lanes * self.vectors
+
+    @property
+    def depth(self) -> int:
+        """Rows of B in a panel at most."""
+        return PANEL // (self.columns * _SIZES[self.element]) // self.lanes * self.lanes
+
+
+# Words of the table after the array objects (a, b, inputs, outputs). ``units`` are outer * inner *
+# blocks * panels; ``block`` rows and ``depth`` columns of A are taken at a time; ``direct`` is not
+# 0 where B is read in place. Strides are in bytes: of the batch dimensions, then of the matrix.
+# After them come three per input and output: of the batch dimensions and between rows.
+WORDS = (
+    "units", "inner", "blocks", "panels", "m", "n", "k", "block", "depth", "direct",
+    "a_outer", "a_inner", "a_row", "a_k", "b_outer", "b_inner", "b_k", "b_column",
+)  # fmt: skip
+
+
+class Kernel(NamedTuple):
+    """What a text is made for.
+
+    ``pattern`` has a letter for every input of the program but the first, the product: ``-`` not
+    read, ``n`` number, ``v`` numbers and ``b`` booleans along the row, ``V`` and ``B`` one for the
+    whole row. ``by_columns``: neighbours in a column of B are neighbours in memory.
+    """
+
+    tile: Tile
+    by_columns: bool
+    program: Program
+    pattern: str
+
+
+def text(compiler: Machine, kernel: Kernel) -> str:
+    return _Writer(compiler, kernel).text()
+
+
+class _Operand(NamedTuple):
+    """A matrix of a unit in memory and the bytes from row to row."""
+
+    pointer: Value
+    row: Value
+
+
+class _Writer:
+    def __init__(self, compiler: Machine, kernel: Kernel):
+        self.compiler, self.kernel, self.tile = compiler, kernel, kernel.tile
+        self.code = code = Code(self.tile.element, self.tile.lanes)
+        self.size = _SIZES[self.tile.element]
+        self.parameters = [code.parameter(*p) for p in _TABLE]
+        self.table, self.numbers, *_ = self.parameters
+        self.arrays = [
+            (name, kind)
+            for name, kind in zip(kernel.program.inputs[1:], kernel.pattern, strict=True)
+            if kind in "vbVB"
+        ]
+        objects = 2 + len(self.arrays) + len(kernel.program.outputs)
+        self.data = [
+            _data(code, compiler, code.load(code.at(self.table, k), "ptr")) for k in range(objects)
+        ]
+        self.word = {name: self._word(objects + k) for k, name in enumerate(WORDS)}
+        self.strides = [
+            [self._word(objects + len(WORDS) + 3 * k + d) for d in range(3)]
+            for k in range(objects - 2)
+        ]
+
+    def _word(self, place: int) -> Value:
+        return self.code.load(self.code.at(self.table, place), "i64")
+
+    def _scratch(self, elements: int) -> Value:
+        return self.code.emit(f"alloca [{elements} x {self.tile.element}], align 64", "ptr")
+
+    def _smaller(self, a: Value, b: Value | int) -> Value:
+        b = self.code.like(a, b)
+        return self.code.select(a.compare("slt", b), a, b)
+
+    def _divide(self, a: Value, b: Value) -> tuple[Value, Value]:
+        quotient = self.code.emit(f"udiv {a}, {b.name}", "i64")
+        return quotient, a - quotient * b
+
+    def _vector(self, pointer: Value, offset: Value | int = 0) -> Value:
+        return self.code.load(self.code.at(pointer, offset, self.tile.element), self.code.vector)
+
+    def _moved(self, pointer: Value, *distances: Value) -> Value:
+        """A pointer moved by sums of bytes."""
+        total = distances[0]
+        for distance in distances[1:]:
+            total = total + distance
+        return self.code.at(pointer, total, "i8")
+
+    def text(self) -> str:
+        code, word, tile = self.code, self.word, self.tile
+        self.packed = self._scratch(tile.columns * tile.depth)
+        self.sums = self._scratch(tile.columns * (BLOCK + tile.rows))
+        self.constants = self._constants()
+        self.rules = rules_for(self.compiler, tile.element)
+        share = _share(code, word["units"], *self.parameters[2:], 1)
+        with code.loop(*share) as unit:
+            rest, panel = self._divide(unit, word["panels"])
+            rest, block = self._divide(rest, word["blocks"])
+            outer, inner = self._divide(rest, word["inner"])
+            row, column = block * word["block"], panel * tile.columns
+            rows = self._smaller(word["m"] - row, word["block"])
+            columns = self._smaller(word["n"] - column, tile.columns)
+            a = self._moved(
+                self.data[0], outer * word["a_outer"], inner * word["a_inner"], row * word["a_row"]
+            )
+            b = self._moved(
+                self.data[1],
+                *(outer * word["b_outer"], inner * word["b_inner"], column * word["b_column"]),
+            )
+            self._multiply(a, b, rows, columns)
+            operands = [
+                _Operand(self._moved(pointer, outer * o, inner * i, row * r), r)
+                for pointer, (o, i, r) in zip(self.data[2:], self.strides, strict=True)
+            ]
+            self._epilogue(operands, rows, column, columns)
+        return code.function("kernel", self.parameters)
+
+    def _multiply(self, a: Value, b: Value, rows: Value, columns: Value) -> None:
+        """Leave the product of a block and a panel in the sums."""
+        code, word, tile = self.code, self.word, self.tile
+        zero, most = code.integer(0), word["depth"]
+        nothing = code.select(word["k"].compare("eq", 0), rows * tile.columns, zero)
+        with code.loop(zero, nothing, tile.lanes) as i:
+            code.store(code.constant(0.0), code.at(self.sums, i, tile.element))
+        with code.loop(zero, word["k"] + most - 1, most) as start:
+            depth = self._smaller(word["k"] - start, most)
+            left = self._moved(a, start * word["a_k"])
+            right = self._moved(b, start * word["b_k"])
+            source, step = self._panel(right, depth, columns)
+            with code.loop(zero, rows + (tile.rows - 1), tile.rows) as row:
+                self._tile(left, row, rows, source, step, depth, start.compare("eq", 0))
+
+    # ---- the panel
+
+    def _panel(self, b: Value, depth: Value, columns: Value) -> tuple[Value, Value]:
+        """Where the rows of a panel are, and the bytes between them."""
+        code, tile = self.code, self.tile
+        packed_step = code.integer(tile.columns * self.size)
+        if self.kernel.by_columns:
+            self._pack_columns(b, depth, columns)
+            return self.packed, packed_step
+
+        def pack() -> list[Value]:
+            self._pack_rows(b, depth, columns)
+            return [self.packed, packed_step]
+
+        whole = columns.compare("eq", tile.columns)
+        in_place = self.word["direct"].compare("ne", 0) & whole
+        source, step = code.choose(in_place, lambda: [b, self.word["b_k"]], pack)
+        return source, step
+
+    def _pack_rows(self, b: Value, depth: Value, columns: Value) -> None:
+        code, tile = self.code, self.tile
+
+        def copy(load: Callable[[Value, int], Value]) -> list[Value]:
+            with code.loop(code.integer(0), depth) as k:
+                row = self._moved(b, k * self.word["b_k"])
+                for v in range(tile.vectors):
+                    place = code.at(self.packed, k * tile.columns + v * tile.lanes, tile.element)
+                    code.store(load(row, v), place)
+            return []
+
+        masks = [code.first_lanes(columns - v * tile.lanes) for v in range(tile.vectors)]
+
+        def some(row: Value, v: int) -> Value:
+            return code.load(code.at(row, v * tile.lanes, tile.element), code.vector, masks[v])
+
+        whole = columns.compare("eq", tile.columns)
+        code.choose(
+            whole,
+            lambda: copy(lambda row, v: self._vector(row, v * tile.lanes)),
+            lambda: copy(some),
+        )
+
+    def _pack_columns(self, b: Value, depth: Value, columns: Value) -> None:
+        """Squares of a transposed B are transposed in registers."""
+        code, tile = self.code, self.tile
+        lanes = tile.lanes
+        with code.loop(code.integer(0), code.integer(tile.columns), lanes) as j:
+            pointers = [
+                self._moved(b, self._smaller(j + x, columns - 1) * self.word["b_column"])
+                for x in range(lanes)
+            ]
+            with code.loop(code.integer(0), depth + (lanes - 1), lanes) as k:
+                rest = depth - k
+                places = [code.at(pointer, k, tile.element) for pointer in pointers]
+                square = code.choose(
+                    rest.compare("sge", lanes),
+                    lambda places=places: [code.load(p, code.vector) for p in places],
+                    lambda places=places, rest=rest: self._first(places, rest),
+                )
+                vectors = transposed(code, square)
+                for x, vector in enumerate(vectors):
+                    place = (k + x) * tile.columns + j
+                    code.store(vector, code.at(self.packed, place, tile.element))
+
+    def _first(self, places: list[Value], count: Value) -> list[Value]:
+        """Vectors of ``count`` elements and zeros."""
+        mask = self.code.first_lanes(count)
+        return [self.code.load(place, self.code.vector, mask) for place in places]
+
+    # ---- the tile
+
+    def _tile(
+        self, a: Value, row: Value, rows: Value, b: Value, step: Value, depth: Value, first: Value
+    ) -> None:
+        """Multiply some rows with the panel: the first time from 0, then from the sums so far."""
+        code, tile = self.code, self.tile
+        lefts = [
+            self._moved(a, self._smaller(row + r, rows - 1) * self.word["a_row"])
+            for r in range(tile.rows)
+        ]
+        places = [
+            code.at(self.sums, (row + r) * tile.columns + v * tile.lanes, tile.element)
+            for r in range(tile.rows)
+            for v in range(tile.vectors)
+        ]
+
+        def step_of_k(values: list[Value]) -> list[Value]:
+            offset, source, *sums = values
+            right = [self._vector(source, v * tile.lanes) for v in range(tile.vectors)]
+            for r, pointer in enumerate(lefts):
+                left = code.splat(code.load(code.at(pointer, offset, "i8"), tile.element))
+                for v in range(tile.vectors):
+                    at = r * tile.vectors + v
+                    sums[at] = code.fma(left, right[v], sums[at])
+            return [offset + self.word["a_k"], code.at(source, step, "i8"), *sums]
+
+        start = code.choose(
+            first,
+            lambda: [code.constant(0.0)] * len(places),
+            lambda: [code.load(place, code.vector) for place in places],
+        )
+        _, _, *sums = code.fold(depth, [code.integer(0), b, *start], step_of_k)
+        for value, place in zip(sums, places, strict=True):
+            code.store(value, place)
+
+    # ---- the epilogue
+
+    def _constants(self) -> dict[str, Value]:
+        """Alpha and the numbers among the inputs, as vectors."""
+        program, pattern = self.kernel.program, self.kernel.pattern
+        names = [n for n, kind in zip(program.inputs[1:], pattern, strict=True) if kind == "n"]
+        self.alpha = _number(self.code, self.numbers, 0)
+        return {n: _number(self.code, self.numbers, 1 + k) for k, n in enumerate(names)}
+
+    def _epilogue(
+        self, operands: Sequence[_Operand], rows: Value, column: Value, columns: Value
+    ) -> None:
+        """Compute the program from the sums, whole rows of the panel or their beginnings."""
+        code, tile = self.code, self.tile
+
+        def each_row(sweep: Callable) -> list[Value]:
+            with code.loop(code.integer(0), rows) as row:
+                sweep(*self._row(operands, row, column))
+            return []
+
+        def whole(read: Callable, compute: Callable, write: Callable) -> None:
+            for v in range(tile.vectors):
+                i = code.integer(v * tile.lanes)
+                write(i, None, compute(read(i, None)))
+
+        def some(read: Callable, compute: Callable, write: Callable) -> None:
+            _sweep(code, code.integer(0), columns, read, compute, write)
+
+        is_whole = columns.compare("eq", tile.columns)
+        code.choose(is_whole, lambda: each_row(whole), lambda: each_row(some))
+
+    def _row(self, operands: Sequence[_Operand], row: Value, column: Value) -> tuple:
+        """How a row is read, computed and written: functions for ``_sweep``."""
+        code, program = self.code, self.kernel.program
+        sums = code.at(self.sums, row * self.tile.columns, self.tile.element)
+        pointers = [self._moved(o.pointer, row * o.row) for o in operands]
+        values = dict(self.constants)
+        moving: list[tuple[str, Value, bool]] = []
+        for (name, kind), pointer in zip(self.arrays, pointers, strict=False):
+            if kind in "VB":
+                values[name] = _load_one(code, pointer, kind == "B")
+            else:
+                moving.append((name, self._at_column(pointer, column, kind == "b"), kind == "b"))
+        targets = [
+            self._at_column(pointer, column, e.op in BOOLEAN)
+            for pointer, e in zip(pointers[len(self.arrays) :], program.outputs, strict=True)
+        ]
+
+        def read(i: Value, mask: Value | None) -> list[Value]:
+            inputs = [_load(code, pointer, i, mask, boolean) for _, pointer, boolean in moving]
+            return [self._vector(sums, i), *inputs]
+
+        def compute(vectors: list[Value]) -> list[Value]:
+            names = [program.inputs[0], *[name for name, *_ in moving]]
+            env = values | dict(zip(names, [vectors[0] * self.alpha, *vectors[1:]], strict=True))
+            results = _evaluate(code, program.outputs, env, self.rules)
+            for e, value in zip(program.outputs, results, strict=True):
+                if _is_bool(value) != (e.op in BOOLEAN):
+                    raise Unsupported
+            return results
+
+        def write(i: Value, mask: Value | None, results: list[Value]) -> list[Value]:
+            for pointer, value in zip(targets, results, strict=True):
+                _store(code, value, pointer, i, mask)
+            return []
+
+        return read, compute, write
+
+    def _at_column(self, pointer: Value, column: Value, boolean: bool) -> Value:
+        return self.code.at(pointer, column, "i8" if boolean else self.tile.element)
+
+
+def transposed(code: Code, rows: list[Value]) -> list[Value]:
+    """The columns of a square of vectors: every round swaps two blocks of each pair of rows, ever
+    smaller ones."""
+    rows, lanes = list(rows), len(rows)
+    half = lanes // 2
+    while half:
+        lower = [i if not i & half else lanes + i - half for i in range(lanes)]
+        upper = [i + half if not i & half else lanes + i for i in range(lanes)]
+        for r in range(lanes):
+            if not r & half:
+                a, b = rows[r], rows[r + half]
+                rows[r], rows[r + half] = _shuffle(code, a, b, lower), _shuffle(code, a, b, upper)
+        half //= 2
+    return rows
+
+
+def _shuffle(code: Code, a: Value, b: Value, lanes: Sequence[int]) -> Value:
+    numbers = ", ".join(f"i32 {n}" for n in lanes)
+    return code.emit(f"shufflevector {a}, {b}, <{len(lanes)} x i32> <{numbers}>", a.type)
