@@ -10,14 +10,14 @@ from .backend import cupy as cuda_backend
 from .backend.device import as_device
 from .backend.numpy import xp as np
 from .config import modes, settings
+from .eager import run_arrays, verify
 from .ops.core import REGISTRY
-from .random import Generator, default_generator, on_device
-from .tensor import Tensor, share_memory, wrap
+from .random import Generator
+from .tensor import Tensor, _read, constant, over, share_memory, wrap
 
 
 def _finish(t: Tensor, requires_grad: bool) -> Tensor:
-    if modes.special and modes.local.recording is not None:
-        modes.local.recording.constant(t.array)
+    constant(t.array)
     return t.requires_grad_() if requires_grad else t
 
 
@@ -65,7 +65,7 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
     if backend_arrays.is_array(data):
         target = target or backend_arrays.device_of(data)
         if modes.special and modes.local.recording is not None:
-            copy = REGISTRY["cast"](wrap(data), dtype=np.dtype(dtype or data.dtype))
+            copy = REGISTRY["cast"](over(data), dtype=np.dtype(dtype or data.dtype))
             return _finish(copy.to(device=target), requires_grad)
         with backend_arrays.there(data):
             array = data.copy() if dtype is None else data.astype(dtype)
@@ -98,6 +98,7 @@ def _unwrap_nested(data):
     if isinstance(data, (list, tuple)):
         return [_unwrap_nested(d) for d in data]
     if isinstance(data, Tensor):
+        _read("a tensor in a list")
         return backend_arrays.to_numpy(data.array)
     return backend_arrays.to_numpy(_foreign_array(data)) if _is_foreign(data) else data
 
@@ -147,13 +148,14 @@ def as_tensor(data, dtype=None, device=None) -> Tensor:
         data = _foreign_array(data)
     if backend_arrays.is_array(data):
         array = data if dtype is None else data.astype(dtype, copy=False)
-        return wrap(array if target is None else backend_arrays.to_device(array, target))
+        return over(array if target is None else backend_arrays.to_device(array, target))
     return tensor(data, dtype=dtype, device=device)
 
 
 def asarray(data, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """``as_tensor`` with ``requires_grad``."""
-    return _finish(as_tensor(data, dtype, device), requires_grad)
+    t = as_tensor(data, dtype, device)
+    return t.requires_grad_() if requires_grad else t
 
 
 def from_numpy(array) -> Tensor:
@@ -171,7 +173,7 @@ def from_numpy(array) -> Tensor:
             f"can't convert np.ndarray of type {array.dtype}; supported are booleans, integers, "
             f"floats, complex"
         )
-    return wrap(array)
+    return over(array)
 
 
 def from_dlpack(source) -> Tensor:
@@ -381,8 +383,20 @@ def meshgrid(*tensors, indexing: str = "ij") -> tuple[Tensor, ...]:
     """Coordinates of a grid, one tensor per axis."""
     if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
         tensors = tuple(tensors[0])
-    xp = backend_arrays.array_module(tensors[0].array)
-    return tuple(wrap(g) for g in xp.meshgrid(*[t.array for t in tensors], indexing=indexing))
+    if indexing not in ("ij", "xy"):
+        raise RuntimeError(
+            f"meshgrid: indexing must be one of 'xy' or 'ij', but received {indexing}"
+        )
+    sizes = [t.numel() for t in tensors]
+    axes = list(range(len(sizes)))
+    if indexing == "xy" and len(sizes) > 1:
+        axes[:2] = 1, 0
+    shape = [sizes[axis] for axis in axes]
+    lines = [
+        t.reshape([-1 if k == axis else 1 for k in range(len(axes))])
+        for t, axis in zip(tensors, axes)
+    ]
+    return tuple(line.broadcast_to(shape).clone() for line in lines)
 
 
 # ---- random
@@ -441,12 +455,15 @@ def normal(
     mean=0.0, std=1.0, size=None, *, generator: Generator | None = None, dtype=None, device=None
 ) -> Tensor:
     """Normal random numbers; the shape is ``size`` or that of ``mean`` and ``std``."""
-    spread = std.array if isinstance(std, Tensor) else np.asarray(std)
-    if isinstance(spread, np.ndarray) and (spread < 0).any():
-        raise RuntimeError(f"normal expects all elements of std >= 0.0, got {std}")
+    verify(_check_spread, std if isinstance(std, Tensor) else np.asarray(std))
     if size is None:
         size = np.broadcast_shapes(*[tuple(v.shape) for v in (mean, std) if isinstance(v, Tensor)])
     return randn(size, generator=generator, dtype=dtype, device=device) * std + mean
+
+
+def _check_spread(std) -> None:
+    if isinstance(std, np.ndarray) and (std < 0).any():
+        raise RuntimeError(f"normal expects all elements of std >= 0.0, got {std}")
 
 
 def rand_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
@@ -471,40 +488,57 @@ def randn_like(input, *, dtype=None, device=None, requires_grad: bool = False) -
 
 def bernoulli(input, *, generator: Generator | None = None) -> Tensor:
     """Ones with the given probabilities, zeros else; in the dtype of the probabilities."""
-    p = input.array
-    if isinstance(p, np.ndarray) and not ((p >= 0) & (p <= 1)).all():
-        raise RuntimeError("bernoulli expects probabilities between 0 and 1")
+    verify(_check_probabilities, input)
     drawn = rand(*input.shape, generator=generator, device=input.device)
     return (drawn < input.detach()).to(dtype=input.dtype)
+
+
+def _check_probabilities(p) -> None:
+    if isinstance(p, np.ndarray) and not ((p >= 0) & (p <= 1)).all():
+        raise RuntimeError("bernoulli expects probabilities between 0 and 1")
 
 
 def multinomial(
     input, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
     """Indices drawn with the given (unnormalised) probabilities along the last dimension."""
-    weights = backend_arrays.to_numpy(input.array).astype(np.float64)
+    weights = input.detach().to(device="cpu", dtype=dtypes.float64)
+    verify(_check_weights, weights, drawn=None if replacement else num_samples)
+    size = (*weights.shape[:-1], num_samples) if replacement else weights.shape
+    drawn = random.uniform(generator, size, dtypes.float64, "cpu")
+    if replacement:
+        return run_arrays(_positions_in, weights, drawn).to(device=input.device)
+    return run_arrays(_first_arrivals, weights, drawn, count=num_samples).to(device=input.device)
+
+
+def _check_weights(weights, *, drawn: int | None) -> None:
     if (weights < 0).any() or not np.isfinite(weights).all() or not (weights.sum(-1) > 0).all():
         raise RuntimeError(
             "probability tensor contains either `inf`, `nan` or element < 0, or sums to 0"
         )
-    g = generator or default_generator
-    if replacement:
-        edges = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
-        drawn = g.uniform((*weights.shape[:-1], num_samples), dtypes.float64)
-        picked = (drawn[..., None] >= edges[..., None, :]).sum(-1)
-    else:
-        if num_samples > (weights > 0).sum(-1).min():
-            raise RuntimeError(
-                "cannot sample n_sample > prob_dist.size(-1) samples without replacement"
-            )
-        with np.errstate(divide="ignore"):  # exponential races: the smallest arrival times win
-            times = -np.log1p(-g.uniform(weights.shape, dtypes.float64)) / weights
-        picked = np.argsort(times, axis=-1, kind="stable")[..., :num_samples]
-    return on_device(picked.astype(np.int64), input.device)
+    if drawn is not None and drawn > (weights > 0).sum(-1).min():
+        raise RuntimeError(
+            "cannot sample n_sample > prob_dist.size(-1) samples without replacement"
+        )
+
+
+def _positions_in(weights, drawn):
+    """Where uniform numbers fall among weights that are laid end to end."""
+    edges = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
+    return (drawn[..., None] >= edges[..., None, :]).sum(-1).astype(np.int64)
+
+
+def _first_arrivals(weights, drawn, *, count: int):
+    """Exponential races: the smallest arrival times win."""
+    with np.errstate(divide="ignore"):
+        times = -np.log1p(-drawn) / weights
+    return np.argsort(times, axis=-1, kind="stable")[..., :count].astype(np.int64)
 
 
 def share(tensor: Tensor) -> Tensor:
     """A tensor without history over the same memory and version (``detach``)."""
+    if modes.special and modes.local.recording is not None:
+        modes.local.recording.see(tensor)
     t = wrap(tensor.array)
     share_memory(t, tensor)
     return t

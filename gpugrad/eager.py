@@ -36,7 +36,7 @@ from .errors import no_complex_gradients, user_line
 from .ops import core
 from .ops import shape as shape_ops
 from .ops.core import Elementwise, Meta, Op, Rule, apply
-from .tensor import Tensor, bump_version, clock, share_memory, version_of, views_of, wrap
+from .tensor import Tensor, bump_version, clock, over, share_memory, version_of, views_of, wrap
 
 _ndarray = np.ndarray
 _float32, _float64 = np.dtype("float32"), np.dtype("float64")
@@ -347,7 +347,7 @@ def _operand(op, a):
     if isinstance(a, (Tensor, *_SCALARS)):
         return a
     if backend_arrays.is_array(a):
-        return wrap(a)
+        return over(a)
     raise TypeError(
         f"{op.name}(): argument must be a Tensor, an array or a number, not {type(a).__name__}"
     )

@@ -15,7 +15,7 @@ from .backend.arrays import item as array_item
 from .backend.numpy import xp as np
 from .config import modes
 from .dtypes import finfo, is_floating, is_half
-from .eager import elementwise
+from .eager import decide, elementwise, run_arrays, shape_of_values, verify
 from .functions import flatten as flatten
 from .functions import log_softmax, overwrite, sigmoid, softmax, tanh
 from .ops import attention as attention_ops
@@ -25,7 +25,7 @@ from .ops import linalg, shape
 from .ops import nn as nn_ops
 from .ops import random as random_ops
 from .random import default_generator
-from .tensor import Tensor, bump_versions, wrap
+from .tensor import Tensor, bump_versions, constant, wrap
 
 _pad_zeros = shape.pad
 _int64 = np.dtype("int64")
@@ -165,19 +165,20 @@ def embedding(input, weight, padding_idx: int | None = None) -> Tensor:
             f"Expected tensor for argument 'indices' to have an integer dtype, but got "
             f"{input.dtype}"
         )
-    indices = input.array
-    if (
-        isinstance(indices, np.ndarray)
-        and indices.size
-        and (indices.min() < 0 or indices.max() >= weight.shape[0])
-    ):
-        bad = indices[(indices < 0) | (indices >= weight.shape[0])].flat[0]
-        raise IndexError(
-            f"index {int(bad)} out of range in embedding: the table has {weight.shape[0]} rows"
-        )
+    verify(_check_rows, input, rows=weight.shape[0])
     if padding_idx is not None:
         padding_idx = padding_idx % weight.shape[0]
     return index_ops.embedding(weight, input, padding=padding_idx)
+
+
+def _check_rows(indices, *, rows: int) -> None:
+    if (
+        isinstance(indices, np.ndarray)
+        and indices.size
+        and (indices.min() < 0 or indices.max() >= rows)
+    ):
+        bad = indices[(indices < 0) | (indices >= rows)].flat[0]
+        raise IndexError(f"index {int(bad)} out of range in embedding: the table has {rows} rows")
 
 
 def one_hot(tensor, num_classes: int = -1) -> Tensor:
@@ -185,20 +186,23 @@ def one_hot(tensor, num_classes: int = -1) -> Tensor:
     if tensor.dtype.kind not in "iu":
         raise RuntimeError(f"one_hot is only applicable to index tensors, got {tensor.dtype}")
     if num_classes == -1:
+        shape_of_values("one_hot without num_classes")
         num_classes = int(array_item(tensor.array.max())) + 1
-    if tensor.is_cuda:
-        message = f"Class values must be in [0, {num_classes - 1}], got {{value}}"
-        index_ops.check_range(tensor.array, num_classes, message, RuntimeError)
-    elif tensor.array.size and (
-        int(tensor.array.min()) < 0 or int(tensor.array.max()) >= num_classes
-    ):
-        raise RuntimeError(
-            f"Class values must be in [0, {num_classes - 1}], got {int(tensor.array.min())} to "
-            f"{int(tensor.array.max())}"
-        )
+    verify(_check_classes, tensor, classes=num_classes)
     return (
         functions.unsqueeze(tensor, -1) == creation.arange(num_classes, device=tensor.device)
     ).long()
+
+
+def _check_classes(array, *, classes: int) -> None:
+    if not isinstance(array, np.ndarray):
+        message = f"Class values must be in [0, {classes - 1}], got {{value}}"
+        index_ops.check_range(array, classes, message, RuntimeError)
+    elif array.size and (int(array.min()) < 0 or int(array.max()) >= classes):
+        raise RuntimeError(
+            f"Class values must be in [0, {classes - 1}], got {int(array.min())} to "
+            f"{int(array.max())}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -436,7 +440,7 @@ def pad(input, pad, mode: str = "constant", value: float | None = None) -> Tenso
             np.arange(input.shape[axis]), (max(before, 0), max(after, 0)), numpy_mode
         )
         positions = positions[max(-before, 0) : len(positions) - max(-after, 0)]
-        input = functions.index_select(input, axis, wrap(positions))
+        input = functions.index_select(input, axis, constant(positions))
     return input
 
 
@@ -789,9 +793,7 @@ def binary_cross_entropy(input, target, weight=None, reduction: str = "mean") ->
     if modes.special and (policy := policy_of("binary_cross_entropy", input, target)):
         return policy(binary_cross_entropy, input, target, weight, reduction)
     _same_shape("binary_cross_entropy", input, target)
-    values = input.array
-    if isinstance(values, np.ndarray) and not ((values >= 0) & (values <= 1)).all():
-        raise RuntimeError("all elements of input should be between 0 and 1")
+    verify(_check_unit, input)
     # torch's derivative is (p - t) / max(p (1 - p), 1e-12); at the limit a parabola has it
     fixed = input.detach()
     saturated = fixed * (1 - fixed) < 1e-12
@@ -803,6 +805,11 @@ def binary_cross_entropy(input, target, weight=None, reduction: str = "mean") ->
     edge = -(target * low + (1 - target) * high) + (parabola - parabola.detach())
     loss = functions.where(saturated, edge, loss)
     return _reduce(loss if weight is None else loss * weight, reduction)
+
+
+def _check_unit(values) -> None:
+    if isinstance(values, np.ndarray) and not ((values >= 0) & (values <= 1)).all():
+        raise RuntimeError("all elements of input should be between 0 and 1")
 
 
 def binary_cross_entropy_with_logits(
@@ -850,7 +857,10 @@ def _check_targets(input, target, ignore_index) -> None:
     classes = input.shape[1 if input.ndim > 1 else 0]
     if target.dtype.kind not in "iu":
         raise RuntimeError(f"expected class indices of an integer dtype, but got {target.dtype}")
-    values = target.array
+    verify(_check_range_of_targets, target, classes=classes, ignore_index=ignore_index)
+
+
+def _check_range_of_targets(values, *, classes: int, ignore_index: int) -> None:
     if not isinstance(values, np.ndarray) or not values.size:
         return
     if values.min() < 0 or values.max() >= classes:
@@ -891,31 +901,42 @@ def nll_loss(
         _reduce(input, reduction)  # which raises
     if weight is not None:
         _check_channels(input.shape[1], weight=weight)
-    values, total = target.array, reduction != "none"
-    if weight is None and _all_count(values, input.shape[1], ignore_index):
-        scale = -1.0 / (values.size or math.nan) if reduction == "mean" else -1.0
+    total = reduction != "none"
+    if weight is None and _all_count(target, input.shape[1], ignore_index):
+        scale = -1.0 / (target.numel() or math.nan) if reduction == "mean" else -1.0
         return index_ops.pick(input, target, scale, axis=1, total=total)
     _check_targets(input, target, ignore_index)
-    with there(values):
-        xp = array_module(values)
-        kept = values != ignore_index
-        values = xp.where(kept, values, 0)
-        factor = kept.astype(input.dtype)
-        if weight is not None:
-            factor *= weight.array[values]
-        total_factor = wrap(xp.asarray(factor.sum())) if reduction == "mean" else None
-        minus = -factor
-    loss = index_ops.pick(input, values, minus, axis=1, total=total)
-    return loss if total_factor is None else loss / total_factor
+    classes = run_arrays(_kept_classes, target, hole=ignore_index)
+    weights = () if weight is None else (weight,)
+    factor = run_arrays(_weights_of, target, *weights, hole=ignore_index, dtype=input.dtype)
+    loss = index_ops.pick(input, classes, -factor, axis=1, total=total)
+    return loss / functions.sum(factor) if reduction == "mean" else loss
 
 
-def _all_count(values, classes: int, ignore_index: int) -> bool:
+def _kept_classes(target, *, hole: int):
+    """The targets, with class 0 for those that are ignored."""
+    return array_module(target).where(target != hole, target, 0)
+
+
+def _weights_of(target, *weight, hole: int, dtype):
+    """How much each target counts: the weight of its class, or 1; 0 if it is ignored."""
+    factor = (target != hole).astype(dtype)
+    if weight:
+        factor *= weight[0][_kept_classes(target, hole=hole)]
+    return factor
+
+
+def _all_count(target, classes: int, ignore_index: int) -> bool:
     """Whether all targets are valid classes, none of them ignored; asked of CPU arrays only."""
+    values = target.array
     if not isinstance(values, np.ndarray) or values.dtype != np.int64 or not values.size:
         return False
+    return not 0 <= ignore_index < classes and decide(_all_below, target, bound=classes)
+
+
+def _all_below(values, *, bound: int):
     # one pass: a negative number is a large one when read as unsigned
-    inside = bool(np.maximum.reduce(values.view(np.uint64), axis=None) < classes)
-    return inside and not 0 <= ignore_index < classes
+    return np.maximum.reduce(values.view(np.uint64), axis=None) < bound
 
 
 def cross_entropy(
@@ -977,6 +998,9 @@ def _plain_cross_entropy(input, target, ignore_index: int, reduction: str):
         scale = -1.0
     else:
         return None
+    recorder = modes.local.recording if modes.special else None
+    if recorder is not None and not _all_count(target, x.shape[1], ignore_index):
+        return None  # the program goes on by that
     try:
         return nn_ops.nll_of_logits(input, target, scale=scale, total=reduction != "none")
     except IndexError:
@@ -1012,8 +1036,7 @@ def _smoothing_loss(logp, target, weight, ignore_index, reduction, axis):
     shape_ = [1] * logp.ndim
     shape_[axis] = -1
     weighted = logp if weight is None else logp * functions.reshape(weight, *shape_)
-    with there(target.array):
-        kept = wrap((target.array != ignore_index).astype(logp.dtype))
+    kept = functions.ne(target, ignore_index).to(dtype=logp.dtype)
     loss = -functions.sum(weighted, axis) * kept * (1.0 / classes)
     if reduction != "mean":
         return _reduce(loss, reduction)

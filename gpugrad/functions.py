@@ -25,17 +25,21 @@ from .eager import (
     binary,
     bump_version,
     check_writable,
+    decide,
     elementwise,
     recording,
+    run_arrays,
     same_device,
+    shape_of_values,
     unary,
+    verify,
 )
 from .eager import write as _write
 from .ops import elementwise as e
 from .ops import index as index_ops
 from .ops import linalg, reduce, shape
 from .ops import nn as nn_ops
-from .tensor import Tensor, wrap
+from .tensor import Tensor, _read, constant, over, wrap
 
 _INT = (int, np.integer)
 
@@ -227,17 +231,19 @@ def isclose(
     input, other, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
 ) -> Tensor:
     """Elementwise ``|input - other| <= atol + rtol * |other|``."""
-    a, b = input.array, other.array
-    same_device("isclose", (a, b))
-    with backend_arrays.there(a):
-        return wrap(backend_arrays.array_module(a).isclose(a, b, rtol, atol, equal_nan))
+    same_device("isclose", (input.array, other.array))
+    return run_arrays(_isclose, input, other, rtol=rtol, atol=atol, equal_nan=equal_nan)
+
+
+def _isclose(a, b, *, rtol, atol, equal_nan):
+    return backend_arrays.array_module(a).isclose(a, b, rtol, atol, equal_nan)
 
 
 def allclose(
     input, other, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
 ) -> bool:
     """Whether all elements are close (see ``isclose``)."""
-    return bool(backend_arrays.item(all(isclose(input, other, rtol, atol, equal_nan)).array))
+    return bool(all(isclose(input, other, rtol, atol, equal_nan)))
 
 
 def equal(input, other) -> bool:
@@ -245,8 +251,11 @@ def equal(input, other) -> bool:
     if input.shape != other.shape:
         return False
     same_device("equal", (input.array, other.array))
-    with backend_arrays.there(input.array):
-        return bool(backend_arrays.item((input.array == other.array).all()))
+    return decide(_equal, input, other)
+
+
+def _equal(a, b):
+    return backend_arrays.array_module(a).asarray((a == b).all())
 
 
 def nan_to_num(input, nan: float = 0.0, posinf=None, neginf=None) -> Tensor:
@@ -501,6 +510,8 @@ def view(self, *size) -> Tensor:
     """A view in another shape, or (``view(dtype)``) of the same bytes as another dtype; never a
     copy."""
     if len(size) == 1 and not isinstance(size[0], (*_INT, tuple, list)):
+        if modes.special and modes.local.recording is not None:
+            modes.local.recording.fail("view(dtype) looks at the bytes of a tensor")
         return wrap(self.array.view(dtypes.as_dtype(size[0])))
     result = reshape(self, *size)
     if result._view is None:
@@ -690,6 +701,7 @@ def repeat_interleave(input, repeats, dim: int | None = None) -> Tensor:
         input, dim = reshape(input, -1), 0
     dim = _dim(dim, input.ndim)
     if isinstance(repeats, Tensor):
+        shape_of_values("repeat_interleave with a tensor of counts")
         counts, n = backend_arrays.to_numpy(repeats.array), input.shape[dim]
         if counts.dtype.kind not in "iu" or counts.ndim > 1 or counts.size not in (1, n):
             raise RuntimeError(
@@ -1176,6 +1188,7 @@ def topk(input, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 
 def unique(input) -> Tensor:
     """The different values, in order; the gradient of each goes to its first occurrence."""
+    shape_of_values("unique")
     xp = backend_arrays.array_module(input.array)
     if input._node is None:
         return wrap(xp.unique(input.array))
@@ -1184,6 +1197,7 @@ def unique(input) -> Tensor:
 
 def bincount(input, weights=None, minlength: int = 0) -> Tensor:
     """How often each non-negative integer occurs, or the sum of the weights of its occurrences."""
+    shape_of_values("bincount")
     if input.ndim != 1 or input.dtype.kind not in "iu" or (input.array < 0).any():
         raise RuntimeError("bincount only supports 1-d non-negative integral inputs.")
     if weights is not None and weights.shape != input.shape:
@@ -1449,6 +1463,7 @@ def _normalise_index(index, x) -> tuple[tuple, list]:
         elif isinstance(part, _INT) and not isinstance(part, (bool, np.bool_)):
             pattern.append(int(part))
         elif _is_number(part):
+            _read("a tensor as an index")
             pattern.append(int(part.array))
         else:
             pattern.append(index_ops.HOLE)
@@ -1475,6 +1490,7 @@ def _index_array(part, x):
         array = np.asarray(array)
         if array.size == 0 and array.dtype.kind == "f":
             array = array.astype(np.int64)
+        array = constant(array).array
     if array.dtype.kind not in "biu":
         raise IndexError(
             f"tensors used as indices must be long, int, byte or bool tensors, got {array.dtype}"
@@ -1536,7 +1552,7 @@ def _setitem(self, index, value) -> None:
         first, pattern = _numbers_first(pattern, indices)
         self = shape.getslice(self, index=first)
     if not isinstance(value, Tensor):
-        value = creation.as_tensor(value) if not backend_arrays.is_array(value) else wrap(value)
+        value = creation.as_tensor(value) if not backend_arrays.is_array(value) else over(value)
     if value.dtype != self.dtype:
         value = shape.cast(value, dtype=self.dtype)
     if self.is_cuda or value.is_cuda:
@@ -1604,7 +1620,10 @@ def _check_index(name, input, axis, index, src=None) -> None:
 
 
 def _check_range(name, index, size, error=IndexError) -> None:
-    array = index.array
+    verify(_check_range_of, index, name=name, size=size, error=error)
+
+
+def _check_range_of(array, *, name, size, error) -> None:
     if not isinstance(array, np.ndarray):
         message = f"{name}(): index {{value}} is out of bounds for dimension with size {{bound}}"
         index_ops.check_range(array, size, message, error)
@@ -1658,7 +1677,8 @@ def scatter(input, dim: int, index, src) -> Tensor:
     if isinstance(src, Tensor):
         src = src[tuple(slice(0, n) for n in index.shape)]
     result = clone(input)
-    _setitem(result, tuple(wrap(i) for i in grid), src)
+    places = [index if i is index.array else constant(i) for i in grid]
+    _setitem(result, tuple(places), src)
     return result
 
 
@@ -1962,17 +1982,19 @@ def _bitwise(logical, name):
                 f'"{name}" is not implemented for {a.dtype}; compare first, e.g. (x > 0) & (y > 0)'
             )
         same_device(name, (a, b))
-        with backend_arrays.there(a):
-            return wrap(getattr(backend_arrays.array_module(a), name)(a, b))
+        return run_arrays(_array_function, self, other, name=name)
 
     return operator
+
+
+def _array_function(*arrays, name: str):
+    return getattr(backend_arrays.array_module(arrays[0]), name)(*arrays)
 
 
 def _invert(self):
     if self.dtype.kind == "b":
         return logical_not(self)
-    with backend_arrays.there(self.array):
-        return wrap(~self.array)
+    return run_arrays(_array_function, self, name="invert")
 
 
 def _install(methods: dict) -> None:

@@ -94,7 +94,7 @@ class Tensor:
         if isinstance(data, Tensor):
             array, version = data.array, version_of(data)
         elif backend_arrays.is_array(data):
-            array, version = data, None
+            array, version = over(data).array, None
         elif data is None:
             array, version = backend_arrays.new_array([], _default_dtype()), None
         else:
@@ -234,10 +234,14 @@ class Tensor:
     def data(self) -> Tensor:
         """The same memory without history. Writing through it is not seen by the tape's checks, as
         in torch."""
+        if modes.special and modes.local.recording is not None:
+            modes.local.recording.see(self)
         return Tensor(self.array)
 
     @data.setter
     def data(self, value: Tensor) -> None:
+        if modes.special and modes.local.recording is not None:
+            modes.local.recording.fail("a tensor is given the memory of another (.data = ...)")
         self.array = value.array
         self._version = None
         if self._node is not None and self.is_leaf:
@@ -437,6 +441,21 @@ def wrap(array) -> Tensor:
     t._node = None
     t._version = t._view = None
     return t
+
+
+def constant(array) -> Tensor:
+    """A tensor over an array that was made of numbers alone: the same at every call of a compiled
+    program."""
+    if modes.special and modes.local.recording is not None:
+        modes.local.recording.constant(array)
+    return wrap(array)
+
+
+def over(array) -> Tensor:
+    """A tensor over an array of somebody else's; a compiled program reads it at every call."""
+    if modes.special and modes.local.recording is not None:
+        modes.local.recording.see(array)
+    return wrap(array)
 
 
 def version_of(tensor: Tensor) -> list:

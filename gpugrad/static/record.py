@@ -112,6 +112,13 @@ class Recorder:
         self.graph.constants[value] = array.copy()
         self._add(array, value)
 
+    def see(self, tensor_or_array) -> None:
+        """An array that existed before the program, or a tensor that may have: an input, if it is
+        not known."""
+        array = getattr(tensor_or_array, "array", tensor_or_array)
+        if not self._depth and not self._is_known(array):
+            self._outside(array, tensor_or_array if isinstance(tensor_or_array, Tensor) else None)
+
     def same(self, array, other) -> None:
         """``array`` is a copy of ``other``."""
         self._add(array, self.value(other))
@@ -246,8 +253,9 @@ class Recorder:
         return self._call(call, args, lambda: call.evaluate(arrays), False)[0]
 
     def verify(self, function: Callable, args: Sequence, params: dict) -> None:
-        """``function(*args, **params)``, which raises an error or does nothing."""
-        function(*args, **params)
+        """``function(*args, **params)``, which raises an error or does nothing; arguments may be
+        tensors."""
+        function(*[_array(a) for a in args], **params)
         if not self._depth:
             self._node(CheckCall(function, params), self._inputs(args), ())
 
@@ -426,7 +434,8 @@ class Recorder:
             generator._position -= words
 
         self._kept.append(generator)
-        host = Host("random numbers", (id(generator), key), lambda: [draw().array], undo)
+        call = lambda: [draw().array]  # noqa: E731
+        host = Host("random numbers", (id(generator), key), call, undo, generator)
         self.host(host, [tensor.array])
         return tensor
 
