@@ -222,6 +222,47 @@ def build(op: str, *args) -> Expr:
     return _intern(op, args) if simpler is None else simpler
 
 
+def exactly(op: str, *args) -> Expr:
+    """The expression ``op(args...)``, simplified only where no bit of the result changes.
+
+    ``build`` also takes ``x + 0`` for ``x``, which is 0 for -0.0, and ``x * 0`` for 0, which is NaN
+    for an infinite x. An argument that is an expression of inputs stays one of the result, so that
+    shapes cannot change either.
+    """
+    args = tuple(as_expr(a) for a in args)
+    a, b = args[0], args[-1]
+    if op == "mul":
+        if is_const(b, 1):
+            return a
+        if is_const(a, 1):
+            return b
+        if a.op == b.op == "neg":
+            return _intern("mul", (a.args[0], b.args[0]))
+    elif op == "div" and is_const(b, 1):
+        return a
+    elif op == "sub":
+        if is_const(b, 0) and not _is_negative(b):
+            return a
+        if b.op == "neg":
+            return exactly("add", a, b.args[0])
+    elif op == "add":
+        if is_const(b, 0) and _is_negative(b):
+            return a
+        if is_const(a, 0) and _is_negative(a):
+            return b
+        if b.op == "neg":
+            return exactly("sub", a, b.args[0])
+        if a.op == "neg":
+            return exactly("sub", b, a.args[0])
+    elif op == "neg" and a.op == "neg":
+        return a.args[0]
+    return _intern(op, args)
+
+
+def _is_negative(e: Expr) -> bool:
+    return math.copysign(1.0, e.args[0]) < 0
+
+
 def topological(roots: Sequence[Expr]) -> list[Expr]:
     """Every expression below the roots, arguments before users, without recursion."""
     order: list[Expr] = []

@@ -133,6 +133,8 @@ _RULES: dict[str, Callable] = {
     "isfinite": lambda x: vector_math.absolute(_real(x)) < float("inf"),
 }
 _ROUNDING = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven"}
+# The primitives whose results are rounded correctly or chosen: the same bits wherever computed.
+EXACT = frozenset(_RULES) | frozenset(_ROUNDING)
 
 
 def rules_for(compiler: Machine, element: str) -> dict[str, Callable]:

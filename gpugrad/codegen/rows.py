@@ -153,7 +153,8 @@ class RowProgram:
         xp = array_module(x)
         values = [a[..., None] if k == INDEX else a for a, k in zip(args, self._kinds, strict=True)]
         numbers = xp.arange(x.shape[-1]) if self.reads_position else None
-        results = self.program.direct(functions_for(xp))(*values, numbers)
+        dtype = x.dtype if self.program.chooses_constants else None
+        results = self.program.direct(functions_for(xp), dtype)(*values, numbers)
         results = results if len(self.outputs) > 1 else [results]
         return [
             self._summed(r, kind, xp) for r, (kind, _) in zip(results, self.outputs, strict=True)

@@ -1,20 +1,38 @@
-"""Passes: each takes a graph and gives a graph that computes the same with less."""
+"""Passes: each takes a graph and gives another that computes the same with less.
+
+Print a graph before and after one to see what it did:
+
+    print(graph)
+    print(passes.fuse(graph))
+"""
 
 from __future__ import annotations
 
-from .graph import CheckCall, Graph
+from collections.abc import Callable, Sequence
+
+from ..graph import Graph
+from .fusion import fuse
+from .simple import drop_dead, fold_constants, share_common, simplify
+
+Pass = Callable[[Graph], Graph]
+
+DEFAULT: tuple[Pass, ...] = (
+    drop_dead, fold_constants, simplify, share_common, drop_dead, fuse, drop_dead,
+)  # fmt: skip
 
 
-def drop_dead(graph: Graph) -> Graph:
-    """Leave out, in place, what no result needs; checks stay."""
-    needed = set(graph.results()) | {t for t, _ in graph.stores}
-    kept = []
-    for node in reversed(graph.nodes):
-        if node.call.__class__ is CheckCall or any(v in needed for v in node.outputs):
-            kept.append(node)
-            needed.update(node.values)
-    graph.nodes = kept[::-1]
-    graph.constants = {v: a for v, a in graph.constants.items() if v in needed}
-    pairs = [(v, s) for v, s in zip(graph.inputs, graph.sources, strict=True) if v in needed]
-    graph.inputs, graph.sources = [v for v, _ in pairs], [s for _, s in pairs]
+def optimize(graph: Graph, passes: Sequence[Pass] = DEFAULT) -> Graph:
+    """The graph after some passes; the graph itself stays as it was.
+
+    With the default passes every result has the same bits, as far as the same primitive operations
+    have the same bits in a longer loop: ``+ - * / sqrt``, comparisons and choices always have.
+    """
+    for one in passes:
+        graph = one(graph)
     return graph
+
+
+__all__ = [
+    "DEFAULT", "Pass", "drop_dead", "fold_constants", "fuse", "optimize", "share_common",
+    "simplify",
+]  # fmt: skip

@@ -1,0 +1,45 @@
+"""Graphs with some values replaced by equal ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..graph import Graph, Node, Value
+
+
+class Replacements:
+    """Values that stand for others.
+
+    A value that the program returns is never replaced: the caller gets an array of its own, which
+    neither an argument nor another result may share.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self._kept = set(graph.outputs)
+        self._of: dict[Value, Value] = {}
+
+    def may_replace(self, node: Node) -> bool:
+        """Whether all results of a node may be replaced."""
+        return bool(node.outputs) and self._kept.isdisjoint(node.outputs)
+
+    def replace(self, v: Value, by: Value) -> None:
+        self._of[v] = self.now(by)
+
+    def now(self, v: Value) -> Value:
+        """The value that stands for another, or itself."""
+        return self._of.get(v, v)
+
+    def renewed(self, node: Node) -> Node:
+        """A node that reads the values that stand for its inputs."""
+        if not any(v in self._of for v in node.values):
+            return node
+        inputs = [self.now(i) if i.__class__ is Value else i for i in node.inputs]
+        return Node(node.call, inputs, node.outputs, node.line)
+
+    def finished(self, nodes: Iterable[Node]) -> Graph:
+        """The graph of these nodes."""
+        new = self.graph.with_nodes(list(nodes))
+        new.stores = [(target, self.now(v)) for target, v in new.stores]
+        new.guards = [(self.now(v), outcome) for v, outcome in new.guards]
+        return new
