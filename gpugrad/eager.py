@@ -76,6 +76,8 @@ def interpret(op: Op, args, params) -> Tensor:
         same_device(op.name, values)  # which explains it if CPU and CUDA arrays are mixed
         raise
     result = wrap(asarray(z) if isinstance(z, np.generic) else z)
+    if modes.special and modes.local.recording is not None:
+        modes.local.recording.made(result)
     if op.is_view:
         _note_view(op, args[0], params, result)
     if history and (not modes.unusual or modes.local.grad):
@@ -90,6 +92,8 @@ def _interpret_one(op: Op, x: Tensor, params) -> Tensor:
     else:
         z = op.eval(x.array, **params)
     result = wrap(asarray(z) if isinstance(z, np.generic) else z)
+    if modes.special and modes.local.recording is not None:
+        modes.local.recording.made(result)
     if op.is_view:
         _note_view(op, x, params, result)
     edge = x._node

@@ -24,7 +24,7 @@ from ..errors import SavedTensorError, at
 from ..ops import wide
 from ..ops.core import REGISTRY, Meta, Op
 from ..ops.shape import cast, sum_to
-from ..tensor import Tensor, bump_version, clock, wrap
+from ..tensor import Tensor, bump_version, clock, constant, wrap
 
 
 class Node:
@@ -319,6 +319,40 @@ def _count_users_towards(roots: Sequence[Node], targets: set[Node]) -> dict[Node
     return {node: sum([user in leads for user in users_of[node]]) for node in leads}
 
 
+def count_users_until(roots: Sequence[Node], ends) -> tuple[dict[Node, int], list[Node]]:
+    """The same, but without what lies behind the records ``ends``; and those of them and of the
+    leaves that were reached, in order."""
+    users: dict[Node, int] = dict.fromkeys(roots, 0)
+    reached, stack = [], list(users)
+    while stack:
+        node = stack.pop()
+        if node in ends or node.__class__ is Leaf:
+            reached.append(node)
+            continue
+        for edge in node.edges:
+            if edge is None:
+                continue
+            if edge not in users:
+                users[edge] = 0
+                stack.append(edge)
+            users[edge] += 1
+    return users, reached
+
+
+def run_recorded_backward(roots, seeds, users, ends) -> dict[Node, object]:
+    """The cotangents of the records ``ends`` for a recorder, which keeps what is saved."""
+    capture = dict.fromkeys(ends)
+    return _run(
+        roots, seeds, keep=True, with_tensors=False, users=users, capture=capture, ends=True
+    )
+
+
+def ones_for(tensor: Tensor):
+    """An array of ones like a tensor's."""
+    with there(tensor.array):
+        return array_module(tensor.array).ones(tensor.shape, tensor.dtype)
+
+
 def _sum(a, b):
     """The sum of two cotangents, either of which may be missing."""
     if a is None or b is None:
@@ -355,9 +389,9 @@ def _merge(old: Parts, new: Parts) -> Parts:
     return old
 
 
-def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
+def _run(roots, seeds, *, keep, with_tensors, users, capture=None, ends=False):
     """The backward pass. Returns the captured cotangents by record; without ``capture``, leaves
-    accumulate.
+    accumulate. With ``ends`` nothing is run behind them.
 
     ``users`` counts the cotangents each record will receive from others; a record runs when all
     have come. While it waits, its entry is ``[still to come, their sum so far]``. Works on plain
@@ -375,11 +409,15 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None):
     while node is not None or ready:
         if node is None:
             node, g = ready.pop()
-        if observed and g is not None:
-            if hooked:
+        if observed:
+            if hooked and g is not None:
                 g = _call_hooks(node, g)
             if capture is not None and node in capture:
-                captured[node] = g
+                if g is not None:
+                    captured[node] = g
+                if ends:
+                    node = None
+                    continue
         edges = node.edges
         if not edges:
             if capture is None and g is not None and node.__class__ is Leaf:
@@ -555,7 +593,7 @@ def _call_hooks(node: Node, g):
         g = t.array if as_tensor else t
     ref = _retained.get(node)
     if ref is not None and (tensor := ref()) is not None:
-        t = g if isinstance(g, Tensor) else wrap(g.copy())
+        t = g if isinstance(g, Tensor) else wrap(REGISTRY["clone"](g))
         tensor.grad = t if tensor.grad is None else tensor.grad + t
     return g
 
@@ -631,7 +669,7 @@ def _seed(tensor: Tensor, gradient):
         with there(array):
             if array.__class__ is not _ndarray and not array.shape:
                 return wrap(backend_of(array).one(array.dtype))
-            return wrap(array_module(array).ones(array.shape, array.dtype))
+            return constant(array_module(array).ones(array.shape, array.dtype))
     if not isinstance(gradient, Tensor):
         gradient = wrap(gradient)
     if gradient.shape != tensor.shape:
@@ -734,7 +772,7 @@ def grad(
         g = found.get(t._node)
         if g is None:
             if materialize_grads:
-                g = array_module(t.array).zeros_like(t.array)
+                g = constant(array_module(t.array).zeros_like(t.array))
             elif not allow_unused:
                 raise RuntimeError(
                     f"One of the differentiated Tensors (number {position}, shape "

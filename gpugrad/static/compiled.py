@@ -9,78 +9,27 @@ warning that says why.
 from __future__ import annotations
 
 import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..backend import arrays as backend_arrays
-from ..compiler import Changed
 from ..config import modes, settings
 from ..errors import at
-from ..tensor import Tensor, bump_versions, wrap
+from ..tensor import Tensor
 from ..tree import flatten
-from . import passes
-from .graph import Graph, difference
-from .record import Recorder
-from .runners import runner_for
-from .sources import Argument, ArgumentGrad, HostResult, LiveGrad
+from . import checking
+from .graph import Graph
+from .recording import Recording, record
+from .replay import MISS, ReplayedProgram
+from .surroundings import Surroundings
 
-_ndarray = backend_arrays._ndarray
 # Recordings that may differ before a variant is given up.
 _ATTEMPTS = 6
 # Variants that are kept; more shapes than these run eagerly.
 _VARIANTS = 64
-_MISS = object()
-
-
-class Recording:
-    """What one recorded call was: its graph, what it returned, whose gradients it changed."""
-
-    def __init__(self, recorder: Recorder, outputs, grads, entered_without: set[int]):
-        self.graph: Graph = recorder.graph
-        self.hosts, self.failure = recorder.hosts, recorder.failure
-        self.outputs, self.grads = outputs, grads
-        # leaves that had no gradient when the call began and none when it was added to
-        self.entered_without = entered_without
-
-    def differs(self, other: Recording) -> str | None:
-        """What two recordings with the same graph return differently; None if they do not."""
-        mine, others = self.outputs[0], other.outputs[0]
-        if len(mine) != len(others):
-            return "it returns more or fewer values"
-        for a, b in zip(mine, others, strict=True):
-            if not _same_result(a, b):
-                return f"it returned {a!r:.60}, then {b!r:.60}"
-        grads = [[(_owner(t), v is None) for t, v in r.grads] for r in (self, other)]
-        return None if grads[0] == grads[1] else "it changes the gradients of other tensors"
-
-
-def _owner(t):
-    return id(t) if isinstance(t, Tensor) else t
-
-
-def _same_result(a, b) -> bool:
-    """Whether two returned leaves are the same: numbers and strings by value, others by
-    identity."""
-    if a.__class__ is _Place or isinstance(a, (bool, int, float, complex, str)):
-        return a.__class__ is b.__class__ and (a == b or a != a)
-    return a is b
-
-
-def recorded(function: Callable, args, kwargs, leaves: Sequence) -> tuple[Any, Recorder]:
-    """Call a function while a recorder looks."""
-    recorder = Recorder()
-    for place, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor) or backend_arrays.is_array(leaf):
-            recorder.argument(leaf, Argument(place))
-    outer, modes.local.recording = modes.local.recording, recorder
-    modes.enter(special=True)
-    try:
-        return function(*args, **kwargs), recorder
-    finally:
-        modes.leave(special=True)
-        modes.local.recording = outer
+# Ways through one variant's branches.
+_PROGRAMS = 64
 
 
 class Compiled:
@@ -94,27 +43,49 @@ class Compiled:
         self.__doc__ = function.__doc__
         self._function, self._checks = function, check
         self._borrow, self._dynamic, self._fullgraph = outputs == "borrow", dynamic, fullgraph
+        self._surroundings = Surroundings(function)
         self._variants: dict[Any, Variant] = {}
         self._lock = threading.RLock()
-        self._warned = False
+        self._warned: set[str] = set()
         self.calls = 0
 
     def __call__(self, *args, **kwargs):
         if modes.special:  # another recorder, forward mode, ...: as a part of that
             return self._function(*args, **kwargs)
-        leaves, _ = flatten((args, kwargs)) if args or kwargs else ((), None)
+        leaves, rebuild = flatten((args, kwargs)) if args or kwargs else ((), _no_arguments)
         key = self._key(leaves, args, kwargs)
-        self.calls += 1
         with self._lock:
+            self.calls += 1
             variant = self._variants.get(key)
             if variant is None:
                 variant = self._new_variant(key)
             if variant.rejected is None:
-                result = variant.replay(leaves)
-                if result is not _MISS:
-                    return result
-                return self._record(variant, args, kwargs, leaves)
+                return self._run(variant, args, kwargs, leaves, rebuild)
         return self._function(*args, **kwargs)
+
+    def __get__(self, instance, owner=None):
+        """As a method: the instance is the first argument."""
+        if instance is None:
+            return self
+        return lambda *args, **kwargs: self(instance, *args, **kwargs)
+
+    def __getattr__(self, name: str):
+        """What the function itself has: the parameters of a module, for example."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._function, name)
+
+    def _run(self, variant: Variant, args, kwargs, leaves: Sequence, rebuild: Callable):
+        for k, program in enumerate(variant.programs):
+            if self._checks and program.calls < self._checks:
+                result = checking.call(self, program, leaves)
+            else:
+                result = program(leaves)
+            if result is not MISS:
+                if k:  # the way that was gone last is tried first
+                    variant.programs.insert(0, variant.programs.pop(k))
+                return result
+        return self._record(variant, args, kwargs, leaves, rebuild)
 
     # ---- variants
 
@@ -132,29 +103,27 @@ class Compiled:
         if leaves:
             key.append(_structure(args))
             key.append(_structure(kwargs))
-        key.extend(self._surroundings())
+        key.extend(self._surroundings.values())
         return tuple(key)
-
-    def _surroundings(self) -> list:
-        """What the function reads beside its arguments: numbers of its closure, training flags."""
-        return []
 
     def _new_variant(self, key) -> Variant:
         variant = Variant()
         if len(self._variants) >= _VARIANTS:
-            variant.rejected = f"more than {_VARIANTS} variants"
+            variant.rejected = f"it has {_VARIANTS} variants already, for other arguments"
+            self._reject(variant.rejected)
         else:
             self._variants[key] = variant
         return variant
 
-    def _record(self, variant: Variant, args, kwargs, leaves: Sequence):
-        before = variant.previous
-        without = set() if before is None else {
-            id(t) for t, _ in before.grads if isinstance(t, Tensor) and t.grad is None
-        }  # fmt: skip
-        result, recorder = recorded(self._function, args, kwargs, leaves)
-        recording = _finish(recorder, result, leaves, without)
-        variant.take(recording)
+    def _record(self, variant: Variant, args, kwargs, leaves: Sequence, rebuild: Callable):
+        self._surroundings.refresh()
+        result, recording = record(self._function, args, kwargs, leaves, variant.previous)
+
+        def function(leaves: Sequence):
+            given, named = rebuild(leaves)
+            return self._function(*given, **named)
+
+        variant.take(recording, function)
         if variant.rejected is not None:
             self._reject(variant.rejected)
         return result
@@ -162,26 +131,68 @@ class Compiled:
     def _reject(self, reason: str) -> None:
         if self._fullgraph:
             raise RuntimeError(f"{self.__name__} cannot be compiled as one graph: {reason}")
-        if not self._warned:
-            self._warned = True
-            warnings.warn(f"{self.__name__} runs eagerly: {reason}", stacklevel=4)
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(f"{self.__name__} runs eagerly: {reason}", stacklevel=5)
 
     # ---- what it is
 
     @property
+    def programs(self) -> list[ReplayedProgram]:
+        """Everything that was compiled, the latest last."""
+        return [p for variant in self._variants.values() for p in variant.programs[::-1]]
+
+    @property
     def graph(self) -> Graph | None:
-        """The graph of the variant made last, as it was optimised; None before the first call."""
-        for variant in reversed(self._variants.values()):
-            if variant.programs:
-                return variant.programs[-1].graph
-            if variant.previous is not None:
-                return variant.previous.graph
-        return None
+        """The graph that was compiled last, optimised; before that the last recording; None before
+        the first call."""
+        programs = self.programs
+        if programs:
+            return programs[-1].graph
+        found = [v.previous.graph for v in self._variants.values() if v.previous is not None]
+        return found[-1] if found else None
 
     @property
     def num_ops(self) -> int:
-        graph = self.graph
-        return 0 if graph is None else graph.num_ops
+        """Operations that were recorded."""
+        programs = self.programs
+        if programs:
+            return programs[-1].recorded.num_ops
+        return 0 if self.graph is None else self.graph.num_ops
+
+    @property
+    def num_kernels(self) -> int:
+        """Kernels and calls that a replay makes."""
+        programs = self.programs
+        return (
+            getattr(programs[-1].run, "num_kernels", programs[-1].graph.num_ops) if programs else 0
+        )
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Calls, variants, programs, seconds of compilation, bytes of planned memory."""
+        programs = self.programs
+        return {
+            "calls": self.calls,
+            "replays": sum(p.calls for p in programs),
+            "variants": len(self._variants),
+            "programs": len(programs),
+            "compile_seconds": sum(p.compile_seconds for p in programs),
+            "bytes": sum(getattr(p.run, "bytes", 0) for p in programs),
+        }
+
+    def explain(self) -> str:
+        """Operations, kernels, memory, guards, variants, and every fallback with its reason."""
+        from .explain import explain
+
+        return explain(self)
+
+    def __repr__(self) -> str:
+        return f"<compiled {self.__name__}: {len(self.programs)} programs, {self.calls} calls>"
+
+
+def _no_arguments(leaves: Sequence) -> tuple[tuple, dict]:
+    return (), {}
 
 
 class Variant:
@@ -191,197 +202,31 @@ class Variant:
     def __init__(self):
         self.programs: list[ReplayedProgram] = []
         self.previous: Recording | None = None
+        # the last recording of each way, by the outcomes of its branches, and how many there were
+        self.ways: dict[tuple[bool, ...], tuple[Recording, int]] = {}
         self.rejected: str | None = None
-        self.attempts = 0
 
-    def replay(self, leaves: Sequence):
-        for program in self.programs:
-            result = program(leaves)
-            if result is not _MISS:
-                return result
-        return _MISS
-
-    def take(self, recording: Recording) -> None:
+    def take(self, recording: Recording, function: Callable) -> None:
         """Compile a recording if it is the same as the one before."""
-        before, self.previous = self.previous, recording
-        self.attempts += 1
+        self.previous = recording
+        way = tuple(outcome for _, outcome in recording.graph.guards)
+        before, attempts = self.ways.get(way, (None, 0))
+        self.ways[way] = (recording, attempts + 1)
         if recording.failure is not None:
             reason, line = recording.failure
             self.rejected = f"{reason}{at(line)}"
             return
-        if before is not None:
-            what = difference(before.graph, recording.graph) or before.differs(recording)
-            if what is None:
-                self.programs.insert(0, ReplayedProgram(recording))
-                self.previous, self.attempts = None, 0
-            elif self.attempts >= _ATTEMPTS:
-                self.rejected = f"its calls differ: {what}"
-
-
-# ------------------------------------------------------------------------------------------------
-# results
-
-
-class _Place:
-    """Where a returned tensor is found: among the results of the graph, or the tensor itself."""
-
-    __slots__ = ("argument", "bare", "result", "tensor")
-
-    def __init__(self, result=None, argument=None, tensor=None, bare: bool = False):
-        self.result, self.argument, self.tensor = result, argument, tensor
-        self.bare = bare  # an array, not a tensor
-
-    def __eq__(self, other) -> bool:
-        same = self.tensor is other.tensor and self.bare == other.bare
-        return same and (self.result, self.argument) == (other.result, other.argument)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"argument {self.argument}" if self.argument is not None else "a tensor"
-
-
-def _finish(recorder: Recorder, result, leaves: Sequence, without: set[int]) -> Recording:
-    returned, rebuild = flatten(result)
-    arguments = {id(leaf): place for place, leaf in enumerate(leaves)}
-    computed: list = []
-    places: list = []
-    for leaf in returned:
-        bare = backend_arrays.is_array(leaf)
-        if not isinstance(leaf, Tensor) and not bare:
-            places.append(leaf)
-        elif id(leaf) in arguments:
-            places.append(_Place(argument=arguments[id(leaf)]))
-        elif not bare and recorder.is_live(leaf):
-            places.append(_Place(tensor=leaf))
-        else:
-            places.append(_Place(result=len(computed), bare=bare))
-            computed.append(wrap(leaf) if bare else leaf)
-    graph = recorder.finish(computed)
-    grads = recorder.grads()
-    graph.outputs += [v for _, v in grads if v is not None]
-    passes.drop_dead(graph)
-    recording = Recording(recorder, (places, rebuild, len(computed)), grads, set())
-    recording.entered_without = {
-        id(t) for t, was_none in recorder.leaves.values() if was_none and id(t) in without
-    }
-    return recording
-
-
-class ReplayedProgram:
-    """A graph that is replayed: reads its inputs, runs, and leaves the world as the function would
-    have."""
-
-    def __init__(self, recording: Recording):
-        start = time.perf_counter()
-        graph = self.graph = recording.graph
-        self.recording = recording
-        self._run = runner_for(graph)
-        self._hosts = recording.hosts
-        numbers = {id(h): k for k, h in enumerate(self._hosts)}
-        self._reads = []
-        for source in graph.sources:
-            if source.__class__ is Argument:
-                self._reads.append((0, source.place))
-            elif source.__class__ is ArgumentGrad:
-                self._reads.append((3, source.place))
-            elif source.__class__ is HostResult:
-                self._reads.append((1, numbers[id(source.host)], source.place))
-            else:
-                self._reads.append((2, source))
-        self._stores = [graph.inputs.index(target) for target, _ in graph.stores]
-        self._tensors = [getattr(graph.sources[k], "tensor", None) for k in self._stores]
-        self.compile_seconds = time.perf_counter() - start
-
-    def __call__(self, leaves: Sequence):
-        recording = self.recording
-        for tensor, _ in recording.grads:
-            if id(tensor) in recording.entered_without and tensor.grad is not None:
-                return _MISS
-        inputs = self._inputs(leaves)
-        if inputs is _MISS:
-            return _MISS
-        try:
-            results = self._run(*inputs)
-        except Exception:  # eager mode raises it where it belongs, if it is an error there
-            results = None
-        except BaseException:
-            self._undo()
-            raise
-        if results is None:
-            self._undo()
-            return _MISS
-        self._bump(leaves)
-        return self._returned(results, leaves)
-
-    def _undo(self) -> None:
-        """Take back what the hosts counted."""
-        for host in self._hosts[::-1]:
-            if host.undo is not None:
-                host.undo()
-
-    def _inputs(self, leaves: Sequence):
-        try:
-            answers = [host.call() for host in self._hosts]
-        except Changed:
-            return _MISS
-        inputs = []
-        for read in self._reads:
-            if read[0] == 0:
-                leaf = leaves[read[1]]
-                inputs.append(getattr(leaf, "array", leaf))
-            elif read[0] == 1:
-                inputs.append(answers[read[1]][read[2]])
-            elif read[0] == 3:
-                grad = leaves[read[1]].grad
-                inputs.append(None if grad is None else grad.array)
-            else:
-                inputs.append(read[1].read())
-        for v, array in zip(self.graph.inputs, inputs, strict=True):
-            if v.dtype is not None and (
-                array is None or array.shape != v.shape or array.dtype != v.dtype
-            ):
-                self._undo()
-                return _MISS
-        return inputs
-
-    def _bump(self, leaves: Sequence) -> None:
-        """Note the writes, for the checks of saved tensors."""
-        written = []
-        for k, tensor in zip(self._stores, self._tensors, strict=True):
-            source = self.graph.sources[k]
-            if source.__class__ is Argument:
-                tensor = leaves[source.place]
-            elif source.__class__ is ArgumentGrad:
-                tensor = leaves[source.place].grad
-            elif source.__class__ is LiveGrad:
-                tensor = tensor.grad
-            if isinstance(tensor, Tensor):
-                written.append(tensor)
-        if written:
-            bump_versions([written])
-
-    def _returned(self, results: Sequence, leaves: Sequence):
-        places, rebuild, count = self.recording.outputs
-        outputs = [wrap(r) for r in results[:count]]
-        k = count
-        for tensor, value in self.recording.grads:
-            if tensor.__class__ is Argument:
-                tensor = leaves[tensor.place]
-            if value is None:
-                tensor.grad = None
-            else:
-                tensor.grad = wrap(results[k])
-                k += 1
-        found = []
-        for p in places:
-            if p.__class__ is not _Place:
-                found.append(p)
-            elif p.result is not None:
-                found.append(results[p.result] if p.bare else outputs[p.result])
-            else:
-                found.append(leaves[p.argument] if p.argument is not None else p.tensor)
-        return rebuild(found)
+        what = before.differs(recording) if before is not None else "there was one call only"
+        if what is None:
+            what = recording.escaped
+        if what is None:
+            self.programs.insert(0, ReplayedProgram(recording, function))
+            self.previous = None
+            del self.ways[way]
+            if len(self.programs) > _PROGRAMS:
+                self.programs.pop()
+        elif attempts + 1 >= _ATTEMPTS:
+            self.rejected = f"its calls differ: {what}" if what != recording.escaped else what
 
 
 def _hashable(leaf):
@@ -424,7 +269,39 @@ def compile(
     dynamic: bool = False,
     fullgraph: bool = False,
 ):
-    """A function (or module) that is recorded once and then replayed as one program."""
+    """A function or module that is recorded from its first calls and then replayed as one program.
+
+    The result is called like the function. Tensors it reaches by itself (parameters, buffers,
+    optimizer state) are read and written where they are; ``loss.backward()``, optimizer and
+    scheduler steps, gradients, random numbers and in-place writes are part of the program. Other
+    shapes, dtypes, numbers or structures of the arguments make another variant; a branch on a
+    tensor's value makes another way through a variant. Results equal those of eager mode; where
+    operations are fused or sums reordered, to rounding.
+
+    What a graph cannot do again (printing a tensor, NumPy on ``tensor.array``, an object that
+    changes from call to call) makes the function run eagerly, with one warning that says what and
+    where; with ``fullgraph`` it raises RuntimeError. ``explain()`` tells what was made of it.
+
+    ``check=N`` compares the first N replays with eager mode and raises RuntimeError naming the
+    first operation that differs. ``outputs="borrow"`` returns tensors over the program's own memory
+    instead of copies; using one after the next call raises RuntimeError.
+
+    >>> import gpugrad as gg
+    >>> w = gg.tensor(0.0, requires_grad=True)
+    >>> @gg.compile
+    ... def step(x, y):
+    ...     loss = ((w * x - y) ** 2).mean()
+    ...     w.grad = None
+    ...     loss.backward()
+    ...     with gg.no_grad():
+    ...         w.sub_(0.1 * w.grad)
+    ...     return loss
+    >>> x = gg.tensor([1.0, 2.0])
+    >>> for _ in range(20):
+    ...     loss = step(x, 3 * x)
+    >>> round(w.item(), 3)
+    3.0
+    """
     if outputs not in ("copy", "borrow"):
         raise ValueError(f"outputs must be 'copy' or 'borrow', got {outputs!r}")
     if function is None:

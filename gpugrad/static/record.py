@@ -17,6 +17,7 @@ stays pure.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,7 @@ class Recorder:
 
     def __init__(self):
         self.graph = Graph()
+        self._states: dict[int, list] = {}  # of random generators, by the tensors that hold them
         self.leaves: dict[int, tuple[Tensor, bool]] = {}  # tensors whose .grad was touched
         self._arguments: dict[int, Argument] = {}  # of tensors that are arguments
         self.hosts: list[Host] = []
@@ -83,6 +85,7 @@ class Recorder:
         self.failure: tuple[str, tuple[str, int]] | None = None
         self._asking: _Asking | None = None
         self._drawing = False
+        self._made: list[weakref.ref[Tensor]] = []
         self._depth = 0  # calls that are being computed
         self._clean = True  # whether the inner calls of the current one were all explained
 
@@ -90,6 +93,13 @@ class Recorder:
         """Note that the program does what a graph cannot do again."""
         if self.failure is None:
             self.failure = (reason, user_line())
+
+    def _refuse(self, reason: str) -> None:
+        """Fail, unless a call is being computed, which then is one node."""
+        if self._depth:
+            self._clean = False
+        else:
+            self.fail(reason)
 
     # ---- known arrays
 
@@ -179,12 +189,29 @@ class Recorder:
     def _node(self, call: Call, inputs: Sequence, outputs: Sequence[Value]) -> None:
         self.graph.nodes.append(Node(call, inputs, outputs, user_line()))
 
+    def made(self, tensor: Tensor) -> None:
+        """A tensor that the program made."""
+        self._made.append(weakref.ref(tensor))
+
+    def survivors(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors made by the program that somebody keeps, other than its outputs, what these
+        remember for their derivative, and gradients."""
+        alive = {id(t): t for ref in self._made if (t := ref()) is not None}
+        for t in outputs:
+            alive.pop(id(t), None)
+        for leaf, _ in self.leaves.values():
+            alive.pop(id(leaf.grad), None)
+        kept = remembered(outputs) if alive else ()
+        return [t for t in alive.values() if id(t) not in kept]
+
     # ---- calls
 
     def operation(self, op: Op, args: Sequence, params: dict):
         """``op.eval(*args, **params)``; arguments may be tensors."""
         arrays = [_array(a) for a in args]
         call = OpCall(op, params)
+        if op.shaped_by_values is not None and op.shaped_by_values(*arrays):
+            self._refuse(f"the shape of {op.name} depends on values")
         if op.is_view and (not self._depth or (self._clean and self._all_known(args))):
             return self._view(call, args, arrays)
         compute = lambda: (op.eval(*arrays, **params),)  # noqa: E731
@@ -439,6 +466,42 @@ class Recorder:
         self.host(host, [tensor.array])
         return tensor
 
+    def state_read(self, generator, state: Tensor) -> None:
+        """The program asks for the state of a generator, to return to it."""
+        slot: list = []
+        self._states[id(state)] = slot
+        self._kept += [generator, state]
+
+        def call() -> list:
+            slot[:] = [generator.get_state()]
+            return []
+
+        self.hosts.append(Host("random state", id(generator), call))
+
+    def state_set(self, generator, state: Tensor) -> None:
+        """The program sets a generator to a state it asked for."""
+        slot = self._states.get(id(state))
+        if slot is None:
+            self.fail("a random generator is set to a state that is not of this program")
+        else:
+            self._set(generator, "return", lambda: generator.set_state(slot[0]))
+
+    def seeded(self, generator, seed: int) -> None:
+        """The program seeds a generator."""
+        self._set(generator, seed, lambda: generator.manual_seed(seed))
+
+    def _set(self, generator, how, call: Callable) -> None:
+        before: list = []
+
+        def again() -> list:
+            before.append(generator.get_state())
+            call()
+            return []
+
+        self._kept.append(generator)
+        undo = lambda: generator.set_state(before.pop())  # noqa: E731
+        self.hosts.append(Host("random state", (id(generator), how), again, undo))
+
     def drawn(self) -> None:
         """A generator was asked for numbers."""
         if not self._drawing:
@@ -474,10 +537,7 @@ class Recorder:
 
     def read(self, what: str) -> None:
         """The program takes values out of tensors, to do with them what nobody sees."""
-        if self._depth:
-            self._clean = False
-        else:
-            self.fail(f"{what} takes a value out of the program")
+        self._refuse(f"{what} takes a value out of the program")
 
     # ---- the end
 
@@ -525,6 +585,25 @@ class _Asking:
             self.graph.sources.append(HostResult(self.host, self.count))
             self.count += 1
         return values
+
+
+def remembered(outputs: Sequence[Tensor]) -> set[int]:
+    """Identities of the tensors that the tape behind some tensors keeps."""
+    found: set[int] = set()
+    seen, stack = set(), [t._node for t in outputs if t._node is not None]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        stack.extend(node.edges)
+        for saved in node.saved:
+            for t in saved if saved.__class__ is tuple else (saved,):
+                if isinstance(t, Tensor):
+                    found.add(id(t))
+                    if t._view is not None:
+                        found.add(id(t._view[0]))
+    return found
 
 
 def _array(a):

@@ -17,7 +17,7 @@ from ..codegen.rows import INDEX
 from ..codegen.tasks import TaskList
 from . import lower
 from .graph import Graph, Node, OpCall, RowsCall, Value, expression_of
-from .sources import Argument, HostResult
+from .sources import Live, LiveArray
 
 _ALIGN = 64  # a cache line, and the widest vector
 
@@ -62,7 +62,7 @@ class NativeProgram:
         ):
             if v.dtype is None:
                 self._given.append((place, v))
-            elif source.__class__ in (Argument, HostResult):
+            elif not isinstance(source, (Live, LiveArray)):
                 own = np.empty(v.shape, v.dtype)
                 self._arrays[v] = own
                 self._copied.append((place, own))
@@ -146,6 +146,16 @@ class NativeProgram:
             self._stores = []
         self._outputs = [self._arrays[v] for v in graph.outputs]
         self._guards = [(self._arrays[v], outcome) for v, outcome in graph.guards]
+
+    @property
+    def num_kernels(self) -> int:
+        """Native tasks, and calls of Python between them."""
+        return len(self.tasks) + len(self.fallbacks) if self._built else len(self.graph.nodes)
+
+    @property
+    def num_runs(self) -> int:
+        """Native calls of one replay."""
+        return sum(step.__class__ is list for step in self.steps)
 
     # ---- running it
 

@@ -1,0 +1,155 @@
+"""One recorded call: its graph, what it returned, and what it left behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..backend import arrays as backend_arrays
+from ..config import modes
+from ..tensor import Tensor, wrap
+from ..tree import flatten
+from . import compose, passes
+from .graph import Graph, Node, difference
+from .record import Recorder
+from .sources import Argument
+
+
+class Place:
+    """Where a returned tensor is found: among the results of the graph, among the arguments, or
+    the tensor itself."""
+
+    __slots__ = ("argument", "bare", "result", "tensor")
+
+    def __init__(self, result=None, argument=None, tensor=None, bare: bool = False):
+        self.result, self.argument, self.tensor = result, argument, tensor
+        self.bare = bare  # an array, not a tensor
+
+    def __eq__(self, other) -> bool:
+        same = self.tensor is other.tensor and self.bare == other.bare
+        return same and (self.result, self.argument) == (other.result, other.argument)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"argument {self.argument}" if self.argument is not None else "a tensor"
+
+
+class Recording:
+    """A recorded call.
+
+    ``graph`` has as outputs the ``count`` returned tensors, the gradients that were left behind
+    (``grads``), and those of ``derivative``, if there is one. ``places`` say where the returned
+    leaves are found, ``rebuild`` puts them together.
+    """
+
+    graph: Graph
+    places: list
+    rebuild: Callable
+    count: int
+    grads: list
+    derivative: compose.Derivative | None
+    forward: set[Node]
+
+    def __init__(self, recorder: Recorder, escaped: str | None):
+        self.hosts, self.failure, self.escaped = recorder.hosts, recorder.failure, escaped
+        # leaves that had no gradient when the call began and none when it was added to
+        self.entered_without: set[int] = set()
+
+    def differs(self, other: Recording) -> str | None:
+        """What another recording did otherwise; None if it is the same."""
+        return difference(self.graph, other.graph) or self._returns_otherwise(other)
+
+    def _returns_otherwise(self, other: Recording) -> str | None:
+        if len(self.places) != len(other.places):
+            return "it returns more or fewer values"
+        for a, b in zip(self.places, other.places, strict=True):
+            if not _same_result(a, b):
+                return f"it returned {a!r:.60}, then {b!r:.60}"
+        grads = [[(_owner(t), v is None) for t, v in r.grads] for r in (self, other)]
+        return None if grads[0] == grads[1] else "it changes the gradients of other tensors"
+
+
+def _owner(t):
+    return id(t) if isinstance(t, Tensor) else t
+
+
+def _same_result(a, b) -> bool:
+    """Whether two returned leaves are the same: numbers and strings by value, others by
+    identity."""
+    if a.__class__ is Place or isinstance(a, (bool, int, float, complex, str)):
+        return a.__class__ is b.__class__ and (a == b or a != a)
+    return a is b
+
+
+def record(
+    function: Callable, args, kwargs, leaves: Sequence, before: Recording | None
+) -> tuple[Any, Recording]:
+    """Call a function while a recorder looks: its result, and the recording."""
+    without = set()
+    if before is not None:
+        grads = [t for t, _ in before.grads if isinstance(t, Tensor)]
+        without = {id(t) for t in grads if t.grad is None}
+    recorder = Recorder()
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) or backend_arrays.is_array(leaf):
+            recorder.argument(leaf, Argument(place))
+    outer, modes.local.recording = modes.local.recording, recorder
+    modes.enter(special=True)
+    try:
+        result = function(*args, **kwargs)
+        recording = _finish(recorder, result, leaves)
+    finally:
+        modes.leave(special=True)
+        modes.local.recording = outer
+    recording.entered_without = {
+        id(t) for t, was_none in recorder.leaves.values() if was_none and id(t) in without
+    }
+    return result, recording
+
+
+def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
+    returned, rebuild = flatten(result)
+    arguments = {id(leaf): place for place, leaf in enumerate(leaves)}
+    computed: list[Tensor] = []
+    places: list = []
+    for leaf in returned:
+        bare = backend_arrays.is_array(leaf)
+        if not isinstance(leaf, Tensor) and not bare:
+            places.append(leaf)
+        elif id(leaf) in arguments:
+            places.append(Place(argument=arguments[id(leaf)]))
+        elif not bare and recorder.is_live(leaf):
+            places.append(Place(tensor=leaf))
+        else:
+            places.append(Place(result=len(computed), bare=bare))
+            computed.append(wrap(leaf) if bare else leaf)
+    recording = Recording(recorder, _escaped(recorder, computed))
+    recording.places, recording.rebuild, recording.count = places, rebuild, len(computed)
+    derivative = compose.differentiate(recorder, computed, leaves)
+    nodes = recorder.graph.nodes
+    recording.forward = set(nodes if derivative is None else nodes[: derivative.first])
+    graph = recorder.finish(computed)
+    recording.grads = recorder.grads()
+    graph.outputs += [v for _, v in recording.grads if v is not None]
+    if derivative is not None:
+        graph.outputs += derivative.gradients
+    recording.derivative, recording.graph = derivative, passes.drop_dead(graph)
+    return recording
+
+
+def _escaped(recorder: Recorder, outputs: Sequence[Tensor]) -> str | None:
+    """What is wrong if tensors that the call made are alive without being returned: it put them
+    where a replay would not."""
+    alive = recorder.survivors(outputs)
+    if alive:
+        gc.collect()  # some are parts of cycles
+        alive = recorder.survivors(outputs)
+    if not alive:
+        return None
+    t = alive[0]
+    return (
+        f"a tensor of shape {tuple(t.shape)} outlives the call without being returned: a replay "
+        f"would not put it anywhere. Return it, or write it in place into a tensor that exists."
+    )

@@ -1,0 +1,223 @@
+"""A recording, compiled: reads its inputs, runs, and leaves the world as the function would."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..compiler import Changed
+from ..tensor import Tensor, bump_versions, wrap
+from ..tree import flatten
+from . import compose, passes
+from .graph import Graph
+from .recording import Place, Recording
+from .runners import runner_for, with_draws
+from .sources import Argument, ArgumentGrad, HostResult, Live, LiveGrad
+
+MISS = object()
+
+
+class ReplayedProgram:
+    """One way through a function, for arguments of certain shapes.
+
+    A call returns ``MISS``, and has changed nothing, where the recording does not apply: a guard
+    has another outcome, a tensor another shape, or there is an error, which eager mode shall raise.
+    """
+
+    def __init__(self, recording: Recording, function: Callable[[Sequence], Any]):
+        """``function(leaves)`` runs the function itself."""
+        start = time.perf_counter()
+        self.recording, self.function = recording, function
+        graph = recording.graph
+        self._second: Callable | None = None
+        if recording.derivative is not None:
+            graph, second, saved = compose.halves(graph, recording.derivative, recording.forward)
+            self._saved = len(saved)
+            self._make_second(second, graph)
+        self.recorded = graph
+        self.graph, self._hosts = with_draws(passes.optimize(graph), recording.hosts)
+        self.run = runner_for(self.graph)
+        self._reads = [self._reader(source) for source in self.graph.sources]
+        self._types = [(v.shape, v.dtype) for v in self.graph.inputs]
+        self._live = [
+            (s.tensor, s.tensor.requires_grad) for s in self.graph.sources if s.__class__ is Live
+        ]
+        self._stores = [self.graph.inputs.index(target) for target, _ in self.graph.stores]
+        self.compile_seconds = time.perf_counter() - start
+        self.calls = 0
+
+    def _reader(self, source) -> tuple:
+        if source.__class__ is Argument:
+            return (0, source.place)
+        if source.__class__ is HostResult:
+            number = next(k for k, h in enumerate(self._hosts) if h is source.host)
+            return (1, number, source.place)
+        if source.__class__ is ArgumentGrad:
+            return (2, source.place)
+        return (3, source.read)
+
+    # ---- the second half
+
+    def _make_second(self, graph: Graph, first: Graph) -> None:
+        derivative = self.recording.derivative
+        assert derivative is not None
+        self.second = passes.optimize(graph)
+        self._second = runner_for(self.second)
+        places = {id(s): k for k, s in enumerate(first.sources)}
+        self._second_reads = []
+        for source in self.second.sources:
+            if source.__class__ is compose.Saved:
+                self._second_reads.append((0, source.place))
+            elif source.__class__ is compose.Cotangent:
+                self._second_reads.append((1, source.place))
+            else:
+                self._second_reads.append((2, places[id(source)]))
+
+    def _on_the_tape(self, leaves: Sequence, inputs: list, results: Sequence) -> list[Tensor]:
+        """The outputs, with one record whose backward replays the second half."""
+        recording = self.recording
+        derivative = recording.derivative
+        assert derivative is not None and self._second is not None
+        count, second = self.recording.count, self._second
+        saved = [wrap(r) for r in results[len(results) - self._saved :]]
+
+        def backward(cotangents: Sequence, arrays: Sequence) -> Sequence:
+            given = (arrays, cotangents, inputs)
+            return second(*[given[kind][place] for kind, place in self._second_reads])
+
+        def again() -> Sequence:
+            returned, _ = flatten(self.function(leaves))
+            pairs = zip(recording.places, returned, strict=True)
+            return [t for p, t in pairs if p.__class__ is Place and p.result is not None]
+
+        targets = [t if isinstance(t, Tensor) else leaves[t] for t in derivative.targets]
+        read = self._read_tensors(leaves)
+        outputs = [wrap(r) for r in results[:count]]
+        call = compose.Call(derivative, lambda: (outputs, saved), backward, read, targets, again)
+        return list(call.apply())
+
+    def _read_tensors(self, leaves: Sequence) -> list[Tensor]:
+        """The tensors whose memory the second half reads: that it is unchanged is checked."""
+        found = []
+        for kind, place in self._second_reads:
+            if kind == 2:
+                source = self.graph.sources[place] if place < len(self.graph.sources) else None
+                if source.__class__ is Argument:
+                    found.append(leaves[source.place])
+                elif isinstance(source, Live):
+                    found.append(source.tensor)
+        return [t for t in found if isinstance(t, Tensor)]
+
+    # ---- a call
+
+    def __call__(self, leaves: Sequence):
+        recording = self.recording
+        for tensor, _ in recording.grads:
+            if id(tensor) in recording.entered_without and tensor.grad is not None:
+                return MISS
+        for tensor, required in self._live:
+            if (tensor._node is not None) is not required:
+                return MISS
+        inputs = self._inputs(leaves)
+        if inputs is None:
+            return MISS
+        try:
+            results = self.run(*inputs)
+        except Exception:  # eager mode raises it where it belongs, if it is an error there
+            results = None
+        except BaseException:
+            self.undo()
+            raise
+        if results is None:
+            self.undo()
+            return MISS
+        self.calls += 1
+        if self._stores:
+            self._bump(leaves)
+        return self._returned(inputs, results, leaves)
+
+    def peek(self, leaves: Sequence) -> list | None:
+        """The inputs as a call would read them, without anything counted."""
+        inputs = self._inputs(leaves)
+        if inputs is not None:
+            self.undo()
+        return inputs
+
+    def undo(self) -> None:
+        """Take back what the hosts counted."""
+        for host in self._hosts[::-1]:
+            if host.undo is not None:
+                host.undo()
+
+    def _inputs(self, leaves: Sequence) -> list | None:
+        answers = ()
+        if self._hosts:
+            try:
+                answers = [host.call() for host in self._hosts]
+            except Changed:
+                return None
+        inputs: list = []
+        for read in self._reads:
+            kind = read[0]
+            if kind == 3:
+                inputs.append(read[1]())
+            elif kind == 0:
+                leaf = leaves[read[1]]
+                inputs.append(leaf.array if isinstance(leaf, Tensor) else leaf)
+            elif kind == 1:
+                inputs.append(answers[read[1]][read[2]])
+            else:
+                grad = leaves[read[1]].grad
+                inputs.append(None if grad is None else grad.array)
+        for (shape, dtype), array in zip(self._types, inputs, strict=True):
+            if dtype is not None and (
+                array is None or array.shape != shape or array.dtype != dtype
+            ):
+                self.undo()
+                return None
+        return inputs
+
+    def _bump(self, leaves: Sequence) -> None:
+        """Note the writes, for the checks of saved tensors."""
+        written = []
+        for k in self._stores:
+            source = self.graph.sources[k]
+            if source.__class__ is Argument:
+                tensor = leaves[source.place]
+            elif source.__class__ is ArgumentGrad:
+                tensor = leaves[source.place].grad
+            else:
+                tensor = getattr(source, "tensor", None)
+                if source.__class__ is LiveGrad:
+                    tensor = tensor.grad
+            if isinstance(tensor, Tensor):
+                written.append(tensor)
+        if written:
+            bump_versions([written])
+
+    def _returned(self, inputs: list, results: Sequence, leaves: Sequence):
+        recording = self.recording
+        count = recording.count
+        if self._second is not None:
+            outputs = self._on_the_tape(leaves, inputs, results)
+        else:
+            outputs = [wrap(r) for r in results[:count]]
+        k = count
+        for tensor, value in recording.grads:
+            if tensor.__class__ is Argument:
+                tensor = leaves[tensor.place]
+            if value is None:
+                tensor.grad = None
+            else:
+                tensor.grad = wrap(results[k])
+                k += 1
+        found: list = []
+        for p in recording.places:
+            if p.__class__ is not Place:
+                found.append(p)
+            elif p.result is not None:
+                found.append(outputs[p.result].array if p.bare else outputs[p.result])
+            else:
+                found.append(leaves[p.argument] if p.argument is not None else p.tensor)
+        return recording.rebuild(found)
