@@ -216,12 +216,12 @@ class GraphDraws:
 
     A kernel's arguments are fixed when a graph is captured, so the seed and the position lie in
     device memory and ``next`` writes them before a replay. Make it before the capture begins: it
-    allocates.
+    allocates, unless it is given ``base``, an array of two int64 on the device.
     """
 
-    def __init__(self, generator: Generator | None = None):
+    def __init__(self, generator: Generator | None = None, base=None):
         self.generator = generator or default_generator
-        self.base = cuda_backend.cupy().zeros(2, int64)
+        self.base = cuda_backend.cupy().zeros(2, int64) if base is None else base
         self.start = self.count = 0
 
     def begin(self) -> None:
@@ -239,10 +239,14 @@ class GraphDraws:
     def next(self) -> None:
         """Before a replay: take the next numbers."""
         if self.count:
-            draw = self.generator.reserve(self.count)
-            seed = draw.seed - (draw.seed >> 63 << 64)  # the same bits as int64
-            self.base[0].fill(seed)
-            self.base[1].fill(draw.position)
+            seed, position = self.take()
+            self.base[0].fill(seed - (seed >> 63 << 64))  # the same bits as int64
+            self.base[1].fill(position)
+
+    def take(self) -> tuple[int, int]:
+        """Seed and position of the numbers of the next replay."""
+        draw = self.generator.reserve(self.count)
+        return draw.seed, draw.position
 
 
 # ------------------------------------------------------------------------------------------------

@@ -140,12 +140,28 @@ def _literal(value) -> str:
 # kernels
 
 
+class Number:
+    """A number in the device's memory: a float64 that a captured launch reads anew at every replay.
+
+    Programs take it like a Python number: it decides about no dtype.
+    """
+
+    __slots__ = ("array", "data")
+    shape: tuple = ()
+    strides: tuple = ()
+    ndim, itemsize = 0, 8
+
+    def __init__(self, array):
+        self.array, self.data = array, array.data
+
+
 class Variant(NamedTuple):
     """What the text of an elementwise kernel depends on, beside the program.
 
-    ``pattern`` has one letter per input: ``-`` not read, ``n`` number; arrays: ``v`` neighbours lie
-    side by side in the inner dimension, ``o`` one element for a whole row, ``s`` strided; capitals
-    for masks. ``rows`` is the number of dimensions around the inner one.
+    ``pattern`` has one letter per input: ``-`` not read, ``n`` number, ``d`` number in the device's
+    memory; arrays: ``v`` neighbours lie side by side in the inner dimension, ``o`` one element for
+    a whole row, ``s`` strided; capitals for masks. ``rows`` is the number of dimensions around the
+    inner one.
     """
 
     dtype: str
@@ -188,7 +204,7 @@ def kernel_text(program: Program, variant: Variant) -> str:
     """
     storage = TYPES[variant.dtype]
     letters = list(zip(program.inputs, variant.pattern, strict=True))
-    arrays = [_Array(n, p, "bool" if p.isupper() else storage) for n, p in letters if p not in "-n"]
+    arrays = [_Array(n, p, _stored(p, storage)) for n, p in letters if p not in "-n"]
     numbers = [n for n, p in letters if p == "n"]
     outputs = [
         (f"o{k}", "bool" if e.op in BOOLEAN else storage) for k, e in enumerate(program.outputs)
@@ -208,6 +224,11 @@ def kernel_text(program: Program, variant: Variant) -> str:
             "",
         ]
     )
+
+
+def _stored(letter: str, storage: str) -> str:
+    """The C++ type of an array by its letter in a pattern."""
+    return "bool" if letter.isupper() else "double" if letter == "d" else storage
 
 
 def _compute(program: Program, arrays, numbers, outputs) -> list[str]:
@@ -275,7 +296,7 @@ def _loop(variant: Variant, arrays, numbers, outputs) -> list[str]:
     for a in arrays:
         inside += _load(a, variant)
     inside += [f"Pack<{type}, {lanes}> q_{name};" for name, type in outputs]
-    given = [f"p_{a.name}" if a.letter in "oO" else f"p_{a.name}.at[k]" for a in arrays]
+    given = [f"p_{a.name}" if a.letter in "oOd" else f"p_{a.name}.at[k]" for a in arrays]
     given += [f"C(n_{n})" for n in numbers] + [f"q_{name}.at[k]" for name, _ in outputs]
     inside += [
         "#pragma unroll",
@@ -293,6 +314,8 @@ def _loop(variant: Variant, arrays, numbers, outputs) -> list[str]:
 def _load(a: _Array, variant: Variant) -> list[str]:
     """The values of one array for a pack."""
     where = [f"i{d} * Index(step{d}_{a.name})" for d in range(variant.rows)]
+    if a.letter == "d":
+        return [f"const C p_{a.name} = C(*x_{a.name});"]
     if a.letter in "oO":
         return [f"const auto p_{a.name} = widen(x_{a.name}[{' + '.join(where) or '0'}]);"]
     step = "" if a.neighbours else f" * Index(step_{a.name})"
@@ -378,7 +401,7 @@ class _Plan:
         plan = self
         if self.unaligned is not None:
             for a in arrays:
-                if a.data.ptr % PACK:
+                if a.data.ptr % PACK and a.__class__ is self.ndarray:
                     plan = self.unaligned
         launch = plan.launches.get(outputs[0].data.device_id) or plan._prepare()
         if launch is None:
@@ -418,7 +441,7 @@ class _Operands(NamedTuple):
     arrays: list
     positions: list[int]
     numbers: list[int]
-    kinds: str  # per argument: - not read, n number, v real array, b mask
+    kinds: str  # per argument: - not read, n number, d one on the device, v real array, b mask
 
 
 class _Layout(NamedTuple):
@@ -466,6 +489,9 @@ def _operands(program: Program, args: Sequence) -> _Operands | None:
             kinds.append("b" if a.dtype == bool else "v")
             positions.append(k)
             dtypes.add(a.dtype)
+        elif a.__class__ is Number:
+            kinds.append("d")
+            positions.append(k)
         else:
             return None
     dtypes.discard(np.dtype(bool))
@@ -495,7 +521,9 @@ def _variant(operands: _Operands, layout: _Layout) -> Variant:
     pattern, steps = [], iter(layout.steps)
     for kind in operands.kinds:
         letter = kind
-        if kind in "vb":
+        if kind == "d":
+            next(steps)
+        elif kind in "vb":
             step = next(steps)[-1]
             letter = "v" if step == 1 else "o" if step == 0 else "s"
             letter = letter.upper() if kind == "b" else letter

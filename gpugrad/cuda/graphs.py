@@ -54,7 +54,7 @@ class CUDAGraph:
         index_of()
         self._graph: Any = None
         self._pool: PrivatePool | None = None
-        self._recording: _Recording | None = None
+        self._recording: Recording | None = None
         self._draws = [GraphDraws()]
 
     def register_generator_state(self, generator: Generator) -> None:
@@ -83,7 +83,7 @@ class CUDAGraph:
         if isinstance(pool, CUDAGraph):
             pool = pool.pool()
         self._pool = PrivatePool() if pool is None else pool
-        self._recording = _Recording(self._pool, capture_error_mode, self._draws)
+        self._recording = Recording(self._pool, capture_error_mode, self._draws)
 
     def capture_end(self) -> None:
         """End the recording. Raises RuntimeError if something was queued that cannot be
@@ -98,7 +98,7 @@ class CUDAGraph:
         self._recording = self._pool = None
         recording.discard()
 
-    def _under_way(self) -> _Recording:
+    def _under_way(self) -> Recording:
         if self._recording is None:
             raise RuntimeError("capture_end() without a capture_begin() before it")
         return self._recording
@@ -131,7 +131,7 @@ class CUDAGraph:
             file.write(self._graph.debug_dot_str())
 
 
-class _Recording:
+class Recording:
     """One recording under way: a capturing stream, a private allocator, no garbage collection."""
 
     def __init__(self, pool: PrivatePool, mode: str, draws: list[GraphDraws]):

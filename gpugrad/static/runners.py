@@ -7,11 +7,30 @@ from collections.abc import Callable, Sequence
 from ..codegen.machine import machine
 from . import run_cpu, run_python
 from .graph import Graph
+from .sources import Host
 
 
 def runner_for(graph: Graph) -> Callable[..., Sequence | None]:
-    """Native tasks for graphs of CPU arrays where there is a compiler, else lines of Python."""
-    on_cuda = any(v.device is not None for v in graph.inputs)
-    if machine() is not None and not on_cuda:
+    """Native tasks for graphs of CPU arrays where there is a compiler, a captured CUDA graph for
+    those of one CUDA device, else lines of Python."""
+    if any(v.device is not None for v in graph.inputs):
+        from . import run_cuda
+
+        if run_cuda.device_of(graph) is not None:
+            return run_cuda.compile_graph(graph)
+    elif machine() is not None:
         return run_cpu.compile_graph(graph)
     return run_python.compile_graph(graph)
+
+
+def with_draws(graph: Graph, hosts: Sequence[Host]) -> tuple[Graph, list[Host]]:
+    """A graph that draws its random numbers itself where its runner can, and the hosts that are
+    left to be asked before a call. A program that sets the state of a generator between two draws
+    leaves all of them to the hosts, whose order is that of the program."""
+    drawn = [h for h in hosts if h.generator is not None]
+    if drawn and not any(h.name == "random state" for h in hosts):
+        from . import draws, run_cuda
+
+        if run_cuda.device_of(graph) is not None:
+            return draws.with_draws(graph, hosts)
+    return graph, list(hosts)

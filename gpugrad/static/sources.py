@@ -84,12 +84,21 @@ class Host:
     gives ``count`` numbers or arrays: learning rates, step counts, random numbers.
 
     ``key`` tells whether two recordings mean the same; ``undo`` takes back what one call did.
+    ``generator`` is that of random numbers, which may be drawn elsewhere instead.
     """
 
-    __slots__ = ("call", "key", "name", "undo")
+    __slots__ = ("call", "generator", "key", "name", "undo")
 
-    def __init__(self, name: str, key: Any, call: Callable[[], Any], undo: Callable | None = None):
+    def __init__(
+        self,
+        name: str,
+        key: Any,
+        call: Callable[[], Any],
+        undo: Callable | None = None,
+        generator: Any = None,
+    ):
         self.name, self.key, self.call, self.undo = name, key, call, undo
+        self.generator = generator
 
     def __eq__(self, other) -> bool:
         return other.__class__ is Host and (self.name, self.key) == (other.name, other.key)

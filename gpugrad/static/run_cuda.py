@@ -1,0 +1,616 @@
+"""Runs a graph whose arrays lie on one CUDA device as a captured CUDA graph.
+
+The first call runs the nodes one by one, on the stream and in the memory of the capture to come:
+kernels are compiled, libraries get their workspaces. The second call captures the nodes, writes of
+live tensors included. From then on a call is
+
+1. one launch that writes the numbers which change (learning rates, places in the streams of random
+   numbers) to the device, where kernels read them;
+2. for each argument a copy on the device into its buffer;
+3. the launch of the CUDA graph. If the program went by values, it is several, and the host looks at
+   the values between them: nothing is written before all of them have been seen;
+4. a copy of each result that the caller keeps.
+
+Nothing is allocated but the results. Live tensors are read and written in their own memory; if they
+get other memory the nodes are captured again. What cannot be captured runs as lines of Python
+(``run_python``), and ``reason`` says why.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from ..backend import cupy as backend
+from ..backend.cuda_memory import PrivatePool, is_capturing
+from ..codegen import cuda_module, cuda_updates
+from ..codegen.cuda import Number
+from ..codegen.cuda_words import Words
+from ..codegen.expr import Expr, variable
+from ..cuda.graphs import Recording
+from ..cuda.streams import Stream
+from ..cuda.streams import stream as using_stream
+from ..random import GraphDraws
+from . import run_python
+from .draws import generators
+from .graph import Graph, Node, UpdateCall, Value
+from .sources import Live, LiveArray
+
+# A live tensor whose memory was another one so often gets a buffer: captures take milliseconds.
+_MOVES = 3
+# Bytes from which copies are made one by one: below, a launch for all of them takes less time.
+_LARGE = 1 << 20
+
+
+def device_of(graph: Graph) -> int | None:
+    """The number of the one CUDA device that all arrays of a graph lie on; None if they do not, or
+    where there are no kernels to capture."""
+    values = [*graph.inputs, *graph.constants, *[v for n in graph.nodes for v in n.outputs]]
+    places = {v.device for v in values if v.dtype is not None}
+    if len(places) != 1 or None in places or not cuda_module.enabled():
+        return None
+    return int(places.pop().split(":")[1])
+
+
+def compile_graph(graph: Graph) -> CapturedProgram:
+    """The runner of a graph (see ``run_python.compile_graph`` for what it does and gives).
+
+    Raises ValueError for graphs that ``device_of`` knows no device for.
+    """
+    device = device_of(graph)
+    if device is None:
+        raise ValueError("the arrays of the graph do not all lie on one CUDA device with kernels")
+    return CapturedProgram(graph, device)
+
+
+# ------------------------------------------------------------------------------------------------
+# the lane
+
+
+class Lane:
+    """The stream on which the programs of a device are captured, and their memory.
+
+    The programs share the pool and the workspaces of libraries, and therefore run one after the
+    other, whatever streams they are called on.
+    """
+
+    def __init__(self, device: int):
+        self.stream, self.pool = Stream(device), PrivatePool()
+        self.pool.kept.append(self.stream)
+        self.lock = threading.RLock()
+        self._last: Any = None  # the stream of the program launched last, and its end
+        self._end: Any = None
+
+    def begin(self, stream) -> None:
+        """A stream is about to run a program: it waits for that of another one."""
+        if self._last is None or self._last.ptr == stream.ptr:
+            return
+        if self._end is None:  # the default stream, which records no graph: no event was needed
+            self._end = self._last.record()
+        stream.wait_event(self._end)
+
+    def end(self, stream) -> None:
+        """A stream has queued a program."""
+        self._last, self._end = stream, stream.record() if stream.ptr else None
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Work goes to the stream of the lane, between that before and after on the current one,
+        and takes its memory."""
+        current = backend.current_stream()
+        self.begin(current)
+        self.stream.cupy.wait_event(current.record())
+        try:
+            with self.used():
+                yield
+        finally:
+            current.wait_event(self.stream.cupy.record())
+            self.end(current)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """The stream of the lane is the current one, and memory comes from its pool."""
+        with using_stream(self.stream), backend.cupy().cuda.using_allocator(self.pool.malloc):
+            yield
+
+
+@cache
+def lane(device: int) -> Lane:
+    """The lane of a device."""
+    with backend.at(device):
+        return Lane(device)
+
+
+# ------------------------------------------------------------------------------------------------
+# inputs
+
+
+class Inputs:
+    """Where the kernels of a program find what changes from call to call.
+
+    Live tensors are read in their memory, arguments in buffers, numbers in words.
+    """
+
+    def __init__(self, graph: Graph, inputs: Sequence):
+        self.graph = graph
+        self.live: dict[int, Any] = {}  # by the place among the inputs
+        self.buffers: dict[int, Any] = {}
+        self.numbers: list[int] = []
+        self._moves: dict[int, int] = {}
+        drawing = generators(graph)
+        for k, (v, source) in enumerate(zip(graph.inputs, graph.sources, strict=True)):
+            if v.dtype is None:
+                self.numbers.append(k)
+            elif isinstance(source, (Live, LiveArray)):
+                self.live[k] = inputs[k]
+            else:
+                self.buffers[k] = backend.empty(v.shape, v.dtype)
+        count = len(self.numbers)
+        self.words = Words(count + 2 * len(drawing))
+        self.draws = [
+            GraphDraws(g, self.words.on_device(count + 2 * i, 2)) for i, g in enumerate(drawing)
+        ]
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make lists of what is done at every call."""
+        targets = {target for target, _ in self.graph.stores}
+        self._live, self._copied = list(self.live.items()), list(self.buffers.items())
+        self._given_back = [(k, b) for k, b in self._copied if self.graph.inputs[k] in targets]
+
+    def values(self) -> dict[Value, Any]:
+        """What the nodes read: arrays, and numbers in the device's memory."""
+        found: dict[Value, Any] = dict(self.graph.constants)
+        for k, a in (*self._live, *self._copied):
+            found[self.graph.inputs[k]] = a
+        for place, k in enumerate(self.numbers):
+            found[self.graph.inputs[k]] = self.words.number(place)
+        return found
+
+    def is_here(self, inputs: Sequence, device: int) -> bool:
+        """Whether the arrays lie on the device."""
+        ndarray = backend.cupy().ndarray
+        return all(
+            inputs[k].__class__ is ndarray and inputs[k].data.device_id == device
+            for k in (*self.live, *self.buffers)
+        )
+
+    def moved(self, inputs: Sequence) -> bool:
+        """Whether live tensors have other memory than before; it is theirs from now on."""
+        found = False
+        for k, a in self._live:
+            b = inputs[k]
+            if b is not a and (b.data.ptr, b.strides) != (a.data.ptr, a.strides):
+                found = True
+                self.live[k] = b
+                self._moves[k] = self._moves.get(k, 0) + 1
+                if self._moves[k] > _MOVES:
+                    self.buffers[k] = backend.empty(b.shape, b.dtype)
+                    del self.live[k]
+        if found:
+            self._bind()
+        return found
+
+    def fill(self, inputs: Sequence, stream) -> None:
+        """Queue what brings the inputs of a call to the device's memory."""
+        words = self.words
+        if words.floats.size:
+            for place, k in enumerate(self.numbers):
+                words.floats[place] = inputs[k]
+            place = len(self.numbers)
+            for d in self.draws:
+                words.integers[place : place + 2] = d.take()
+                place += 2
+            words.write()
+        for k, buffer in self._copied:
+            copy(inputs[k], buffer, stream)
+
+    def give_back(self, inputs: Sequence, stream) -> None:
+        """Queue the copies of buffers that the program has written to the arrays they stand for."""
+        for k, buffer in self._given_back:
+            copy(buffer, inputs[k], stream)
+
+
+def copy(source, to, stream) -> None:
+    """Queue a copy of an array to one of the same shape and dtype."""
+    if source.flags.c_contiguous and to.flags.c_contiguous:
+        if source.size:
+            to.data.copy_from_device_async(source.data, source.nbytes, stream)
+    else:
+        to[...] = source
+
+
+# ------------------------------------------------------------------------------------------------
+# running nodes
+
+
+class Segment:
+    """Nodes between two looks at values of the program: steps, which are nodes or lists of updates
+    that run as one, and what the values must be."""
+
+    def __init__(self):
+        self.steps: list[list[Node]] = []
+        self.guards: list[tuple[Value, bool]] = []
+
+
+def segments_of(graph: Graph) -> list[Segment]:
+    """The segments of a graph. What is stored is stored at the end of the last."""
+    outcomes: dict[Value, list[bool]] = {}
+    for v, outcome in graph.guards:
+        outcomes.setdefault(v, []).append(outcome)
+    found = [Segment()]
+
+    def look_at(values: Iterable[Value]) -> None:
+        found[-1].guards += [(v, o) for v in values for o in outcomes.get(v, ())]
+        if found[-1].guards:
+            found.append(Segment())
+
+    look_at([*graph.inputs, *graph.constants])
+    for node in graph.nodes:
+        steps = found[-1].steps
+        if steps and _joins(steps[-1], node):
+            steps[-1].append(node)
+        else:
+            steps.append([node])
+        look_at(node.outputs)
+    return found
+
+
+def _joins(step: list[Node], node: Node) -> bool:
+    """Whether a node is the same update as those of a step, of other tensors."""
+    first = step[0]
+    if first.call.__class__ is not UpdateCall or node.call.__class__ is not UpdateCall:
+        return False
+    if first.call.key() != node.call.key() or tensors_of(first) != tensors_of(node):
+        return False
+    count = tensors_of(node)
+    if [_named(i) for i in first.inputs[count:]] != [_named(i) for i in node.inputs[count:]]:
+        return False
+    made = {v for n in step for v in n.outputs}
+    return not any(v in made for v in node.values)
+
+
+def _named(i) -> Any:
+    """Equal for inputs that are the same value or the same number."""
+    return i if i.__class__ is Value else (i.__class__, repr(i))
+
+
+def tensors_of(node: Node) -> int:
+    """How many inputs of an update are tensors that it goes through: those of the shape of the
+    results; numbers come after them."""
+    shape = node.outputs[0].shape
+    count = 0
+    for i in node.inputs:
+        if i.__class__ is not Value or i.dtype is None or i.shape != shape:
+            break
+        count += 1
+    return max(count, len(node.outputs))
+
+
+@cache
+def formula_of(outputs: tuple[Expr, ...], inputs: tuple[str, ...], tensors: int):
+    """An update as a kernel of many tensors, its numbers computed beforehand."""
+    numbers = inputs[tensors:]
+    return cuda_updates.Formula("update", inputs[:tensors], numbers, outputs, {}, numbers)
+
+
+class Run:
+    """One run of the nodes of a graph, or the capture of one.
+
+    ``in_place`` holds the inputs whose updates are computed in their memory.
+    """
+
+    def __init__(self, graph: Graph, values: dict[Value, Any], in_place: frozenset[Value]):
+        self.graph, self.values, self.in_place = graph, values, in_place
+        self._last = _last_steps(graph)
+        self._stored = {target for target, _ in graph.stores}
+        # values that share memory with an input that is stored to, by that input
+        self.aliases: dict[Value, set[Value]] = {target: set() for target in self._stored}
+        self._blocks: dict[int, list[Value]] = {}
+        for target in self._stored:
+            self._blocks.setdefault(id(values[target].data.mem), []).append(target)
+
+    def nodes(self, segment: Segment) -> None:
+        """Queue the nodes of a segment."""
+        for step in segment.steps:
+            if step[0].call.__class__ is UpdateCall:
+                self._update(step)
+            else:
+                self._evaluate(step[0])
+            for node in step:
+                for v in (*node.values, *node.outputs):
+                    if self._last.get(v) in step:
+                        self.values.pop(v, None)
+
+    def _of(self, i):
+        return self.values[i] if i.__class__ is Value else i
+
+    def _evaluate(self, node: Node) -> None:
+        results = node.call.evaluate([self._of(i) for i in node.inputs])
+        for v, r in zip(node.outputs, results):
+            self._set(v, r if hasattr(r, "data") else run_python._array(r))
+
+    def _set(self, v: Value, array) -> None:
+        self.values[v] = array
+        for target in self._blocks.get(id(array.data.mem), ()):
+            if backend.cupy().may_share_memory(array, self.values[target]):
+                self.aliases[target].add(v)
+
+    # ---- updates
+
+    def _update(self, nodes: list[Node]) -> None:
+        """An update of several tensors in one launch, of copies where the old values are needed."""
+        first, count = nodes[0], tensors_of(nodes[0])
+        program, written = first.call.program, len(first.outputs)  # type: ignore[attr-defined]
+        lists = [[self._of(node.inputs[k]) for node in nodes] for k in range(count)]
+        for k in range(written):
+            for place, node in enumerate(nodes):
+                if node.inputs[k] not in self.in_place:
+                    lists[k][place] = lists[k][place].copy()
+        numbers = [self._of(i) for i in first.inputs[count:]]
+        numbers = [n.array if n.__class__ is Number else n for n in numbers]
+        left: Sequence[int] = range(len(nodes))
+        if all(not hasattr(n, "dtype") or n.dtype.name in cuda_updates.TYPES_OF_LISTS
+               for n in numbers):  # fmt: skip
+            formula = formula_of(tuple(program.outputs), tuple(program.inputs), count)
+            scalars = dict(zip(formula.scalars, numbers, strict=True))
+            left = cuda_updates.run(
+                formula, lists, scalars, lambda: [float(n) for n in numbers], None
+            )
+        for place in left:
+            self._update_alone(nodes[place], [a[place] for a in lists[:written]])
+        for place, node in enumerate(nodes):
+            for k, v in enumerate(node.outputs):
+                self._set(v, lists[k][place])
+
+    def _update_alone(self, node: Node, targets: Sequence) -> None:
+        results = node.call.evaluate([self._of(i) for i in node.inputs])
+        for to, r in zip(targets, results, strict=True):
+            to[...] = r
+
+    # ---- the end
+
+    def results(self) -> list:
+        """The outputs, in memory that no store overwrites."""
+        return [self._kept(v, v) for v in self.graph.outputs]
+
+    def _kept(self, v: Value, target: Value):
+        """The array of a value, a copy if it shares memory with an input that is stored to, other
+        than ``target``."""
+        array = self.values[v]
+        shared = (t for t in self._stored if v is t or v in self.aliases[t])
+        if any(t is not target and not self._updated(t, v) for t in shared):
+            array = self.values[v] = array.copy()
+        return array if array.flags.c_contiguous else backend.contiguous(array)
+
+    def _updated(self, target: Value, v: Value) -> bool:
+        """Whether a value is what was computed in the memory of an input."""
+        return target in self.in_place and self.values[v] is self.values[target]
+
+    def store(self) -> None:
+        """Write the stored values to their memory. To be called after ``results``."""
+        pairs = [(self.values[t], self._kept(v, t), t, v) for t, v in self.graph.stores]
+        copy_all([(to, a) for to, a, t, v in pairs if a is not to])
+
+    def truth(self, guards: list[tuple[Value, bool]]):
+        """Whether the guarded values are true, as one array on the device."""
+        found = backend.empty((len(guards),), bool)
+        for k, (v, _) in enumerate(guards):
+            found[k : k + 1] = self.values[v].reshape(1) != 0
+        return found
+
+
+def _last_steps(graph: Graph) -> dict[Value, Node]:
+    """The node after which a value is not read any more."""
+    last: dict[Value, Node] = {}
+    for node in graph.nodes:
+        for v in (*node.outputs, *node.values):
+            last[v] = node
+    for v in (*graph.results(), *graph.inputs, *graph.constants):
+        last.pop(v, None)
+    return last
+
+
+@cache
+def _copying() -> cuda_updates.Formula:
+    return cuda_updates.Formula("copy", ("to", "source"), (), (variable("source"),), {}, ())
+
+
+def copy_all(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Copy arrays, pairs ``(to, source)`` of one shape and dtype: small ones in one launch."""
+    small = [(to, a) for to, a in pairs if a.nbytes < _LARGE]
+    left = range(len(small))
+    if len(small) > 1:
+        left = cuda_updates.run(_copying(), list(zip(*small)), {}, list, None)
+    stream = backend.current_stream()
+    for to, a in [*[p for p in pairs if p[1].nbytes >= _LARGE], *[small[k] for k in left]]:
+        copy(a, to, stream)
+
+
+def updated_in_place(graph: Graph, aliases: dict[Value, set[Value]]) -> frozenset[Value]:
+    """The inputs whose updates may be computed in their memory: what is stored to them is an update
+    of them in the last segment, and nobody reads their old values during it or afterwards."""
+    stored = dict(graph.stores)
+    used: dict[Value, list[tuple[int, Node]]] = {}  # by value: steps and nodes that read it
+    made: dict[Value, tuple[int, Node]] = {}
+    segments = segments_of(graph)
+    steps = [(s, step) for segment in segments for s, step in [(segment, t) for t in segment.steps]]
+    for number, (segment, step) in enumerate(steps):
+        for node in step:
+            for v in node.values:
+                used.setdefault(v, []).append((number, node))
+            if node.call.__class__ is UpdateCall and segment is segments[-1]:
+                for v in node.outputs:
+                    made[v] = (number, node)
+    seen = {*graph.outputs, *stored.values()}
+    found = set()
+    for target, v in stored.items():
+        number, node = made.get(v, (-1, None))
+        if node is None or node.inputs[node.outputs.index(v)] is not target:
+            continue
+        readers = [r for w in (target, *aliases[target]) if w is not v for r in used.get(w, ())]
+        late = [r for r in readers if r[0] >= number]
+        if late == [(number, node)] and not seen & ({target} | aliases[target]) - {v}:
+            found.add(target)
+    return frozenset(found)
+
+
+# ------------------------------------------------------------------------------------------------
+# the program
+
+
+class Captured:
+    """The CUDA graphs of a program, with what they read and write."""
+
+    def __init__(self):
+        self.launches: list[tuple[Any, Any, list[bool]]] = []  # graph, truth of values, outcomes
+        self.results: list = []
+
+
+class CapturedProgram:
+    """A graph that is captured; see the module."""
+
+    def __init__(self, graph: Graph, device: int):
+        self.graph, self.device = graph, device
+        self.reason: str | None = None  # why it is not captured
+        self.captures = 0
+        self._lane = lane(device)
+        self._python = run_python.compile_graph(graph)
+        self._segments = segments_of(graph)
+        self._generators = generators(graph)
+        self._inputs: Inputs | None = None
+        self._captured: Captured | None = None
+        self._in_place: frozenset[Value] = frozenset()
+
+    def __call__(self, *inputs) -> Sequence | None:
+        with backend.at(self.device), self._lane.lock:
+            positions = [g._position for g in self._generators]
+            results = None
+            try:
+                results = self._run(inputs)
+            finally:
+                if results is None:
+                    self._draw_again(positions)
+            return results
+
+    def _draw_again(self, positions: Sequence[int]) -> None:
+        """Let the generators go back to where they were."""
+        for generator, position in zip(self._generators, positions, strict=True):
+            generator._position = position
+
+    def _run(self, inputs: Sequence) -> Sequence | None:
+        if self.reason is not None or is_capturing():
+            return self._python(*inputs)
+        if self._inputs is None:
+            return self._first(inputs)
+        if not self._inputs.is_here(inputs, self.device):
+            return None
+        with self._lane.used():
+            if self._inputs.moved(inputs):
+                self._captured = None
+        if self._captured is None:
+            self._try_capture()
+        return self._python(*inputs) if self.reason is not None else self._replay(inputs)
+
+    # ---- the first call
+
+    def _first(self, inputs: Sequence) -> Sequence | None:
+        """Run for real: what it computes is the answer to the call."""
+        ndarray = backend.cupy().ndarray
+        arrays = [a for a, v in zip(inputs, self.graph.inputs, strict=True) if v.dtype is not None]
+        if any(a.__class__ is not ndarray or a.data.device_id != self.device for a in arrays):
+            return None
+        positions = [g._position for g in self._generators]
+        with self._lane.entered():
+            try:
+                bound = Inputs(self.graph, inputs)
+                run = self._warm(bound, inputs)
+            except Exception as error:
+                run, self.reason = None, _reason(error)
+            if run is not None:
+                results = run.results()
+                run.store()
+                bound.give_back(inputs, backend.current_stream())
+                self._in_place = updated_in_place(self.graph, run.aliases)
+                self._inputs = bound
+        if self.reason is not None:
+            self._draw_again(positions)
+            return self._python(*inputs)  # which raises the error, if it is the program's own
+        return None if run is None else [a.copy() for a in results]
+
+    def _warm(self, bound: Inputs, inputs: Sequence) -> Run | None:
+        """Compute everything, and write nothing outside; None if a guard has another outcome."""
+        bound.fill(inputs, backend.current_stream())
+        run = Run(self.graph, bound.values(), frozenset())
+        for segment in self._segments:
+            run.nodes(segment)
+            if segment.guards:
+                truth = backend.to_numpy(run.truth(segment.guards))
+                if truth.tolist() != [o for _, o in segment.guards]:
+                    return None
+        return run
+
+    # ---- the capture
+
+    def _try_capture(self) -> None:
+        gc.collect()  # what dies during the capture would call CUDA
+        try:
+            with self._lane.used():
+                self._captured = self._capture()
+        except Exception as error:
+            self.reason = _reason(error)
+        self.captures += 1
+
+    def _capture(self) -> Captured:
+        assert self._inputs is not None
+        captured, run = Captured(), Run(self.graph, self._inputs.values(), self._in_place)
+        draws = self._inputs.draws  # all random numbers are drawn by the first nodes
+        for segment in self._segments:
+            recording = Recording(self._lane.pool, "relaxed", draws)
+            draws, truth = [], None
+            try:
+                run.nodes(segment)
+                if segment.guards:
+                    truth = run.truth(segment.guards)
+                else:
+                    captured.results = run.results()
+                    run.store()
+            except BaseException:
+                recording.discard()
+                raise
+            outcomes = [o for _, o in segment.guards]
+            captured.launches.append((recording.end(), truth, outcomes))
+        return captured
+
+    def _replay(self, inputs: Sequence) -> Sequence | None:
+        captured, bound = self._captured, self._inputs
+        assert captured is not None and bound is not None
+        stream = backend.current_stream()
+        self._lane.begin(stream)
+        try:
+            bound.fill(inputs, stream)
+            for graph, truth, outcomes in captured.launches:
+                graph.launch()
+                if truth is not None and backend.to_numpy(truth).tolist() != outcomes:
+                    return None
+            bound.give_back(inputs, stream)
+            return [fresh(a, stream) for a in captured.results]
+        finally:
+            self._lane.end(stream)
+
+
+def fresh(array, stream):
+    """A copy of a contiguous array for the caller."""
+    out = backend.empty(array.shape, array.dtype)
+    if array.size:
+        out.data.copy_from_device_async(array.data, array.nbytes, stream)
+    return out
+
+
+def _reason(error: Exception) -> str:
+    """Why something was not captured, in a line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
