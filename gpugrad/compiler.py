@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from .config import modes
+from .tensor import Tensor
 
 
 class Changed(RuntimeError):
@@ -51,4 +52,26 @@ def repeated_before_replay(
         modes.local.recording.repeat(name, owner, function, undo)
 
 
-__all__ = ["Changed", "asked_before_replay", "is_compiling", "repeated_before_replay"]
+def gradient(tensor: Tensor) -> Tensor | None:
+    """``tensor.grad``, of which a compiled program knows from now on whose it is: a replay reads
+    the gradient that the tensor has then."""
+    if is_compiling():
+        modes.local.recording.gradient(tensor)
+    return tensor.grad
+
+
+def forget_gradient(tensor: Tensor) -> None:
+    """``tensor.grad = None``; in every replay of a compiled program, too."""
+    if is_compiling():
+        modes.local.recording.touch(tensor)
+    tensor.grad = None
+
+
+__all__ = [
+    "Changed",
+    "asked_before_replay",
+    "forget_gradient",
+    "gradient",
+    "is_compiling",
+    "repeated_before_replay",
+]

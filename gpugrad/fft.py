@@ -10,43 +10,45 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .backend.arrays import array_module, there
+from .backend.arrays import array_module
 from .backend.numpy import xp as np
 from .creation import as_tensor
 from .dtypes import settings
-from .eager import recording
+from .eager import recording, run_arrays
 from .errors import no_complex_gradients
-from .tensor import Tensor, wrap
+from .tensor import Tensor
 
 _NORMS = ("forward", "backward", "ortho")
 
 
-def _input(name: str, input: Any, norm: str | None) -> Any:
-    """The array of an argument, of a dtype that NumPy and CuPy transform alike."""
+def _input(name: str, input: Any, norm: str | None) -> Tensor:
+    """An argument as a tensor of a dtype that NumPy and CuPy transform alike."""
     if norm is not None and norm not in _NORMS:
         raise RuntimeError(f"fft.{name}: norm must be one of {', '.join(_NORMS)}, got {norm!r}")
     input = as_tensor(input)
     if input.requires_grad and recording():
         raise no_complex_gradients(f"fft.{name} of a tensor with a history")
-    array = input.array
-    if array.dtype.kind in "iub":
-        return array.astype(settings.default_dtype)
-    if array.dtype.kind not in "fc" or array.dtype.itemsize < 4:
+    if input.dtype.kind in "iub":
+        return input.to(dtype=settings.default_dtype)
+    if input.dtype.kind not in "fc" or input.dtype.itemsize < 4:
         raise RuntimeError(
-            f"fft.{name}: unsupported dtype {array.dtype}; convert the tensor with .float() first"
+            f"fft.{name}: unsupported dtype {input.dtype}; convert the tensor with .float() first"
         )
-    return array
+    return input
+
+
+def _transform(array, *, name: str, sizes: Any, axes: Any, norm: str | None):
+    return getattr(array_module(array).fft, name)(array, sizes, axes, norm)
 
 
 def _one(name: str) -> Callable[..., Tensor]:
     def transform(
         input: Any, n: int | None = None, dim: int = -1, norm: str | None = None
     ) -> Tensor:
-        array = _input(name, input, norm)
+        input = _input(name, input, norm)
         if n is not None and n < 1:
             raise RuntimeError(f"Invalid number of data points ({n}) specified")
-        with there(array):
-            return wrap(getattr(array_module(array).fft, name)(array, n, dim, norm))
+        return run_arrays(_transform, input, name=name, sizes=n, axes=dim, norm=norm)
 
     transform.__name__ = transform.__qualname__ = name
     transform.__doc__ = (
@@ -58,17 +60,16 @@ def _one(name: str) -> Callable[..., Tensor]:
 
 def _several(name: str, last: tuple[int, ...] | None) -> Callable[..., Tensor]:
     def transform(input: Any, s: Any = None, dim: Any = last, norm: str | None = None) -> Tensor:
-        array = _input(name, input, norm)
+        input = _input(name, input, norm)
         axes = None if dim is None else tuple(dim) if hasattr(dim, "__iter__") else (dim,)
         if axes is None and s is not None:
-            axes = tuple(range(array.ndim - len(s), array.ndim))
+            axes = tuple(range(input.ndim - len(s), input.ndim))
         elif axes is None:
-            axes = tuple(range(array.ndim))
+            axes = tuple(range(input.ndim))
         sizes = None
         if s is not None:  # -1 keeps a size, as in torch
-            sizes = [array.shape[a] if n == -1 else n for n, a in zip(s, axes, strict=True)]
-        with there(array):
-            return wrap(getattr(array_module(array).fft, name)(array, sizes, axes, norm))
+            sizes = [input.shape[a] if n == -1 else n for n, a in zip(s, axes, strict=True)]
+        return run_arrays(_transform, input, name=name, sizes=sizes, axes=axes, norm=norm)
 
     transform.__name__ = transform.__qualname__ = name
     transform.__doc__ = (

@@ -54,7 +54,7 @@ def unscale(grads: Iterable[Tensor], inverse: Tensor, found_inf: Tensor) -> None
     for g in grads:
         finite = functions.all(functions.isfinite(g.detach()))
         found_inf.copy_(functions.where(finite, found_inf, 1.0))
-    _multiply()(grads, by=inverse if on_cuda else inverse.item())
+    _multiply()(grads, by=inverse)
 
 
 @cache

@@ -50,13 +50,18 @@ class Generator:
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of a seed (any Python integer; its low 64 bits count)."""
+        self._start_at(seed, 0)
+        if modes.special and modes.local.recording is not None:
+            modes.local.recording.seeded(self, int(seed))
+        return self
+
+    def _start_at(self, seed: int, position: int) -> None:
         with self._lock:
             self._seed = int(seed) & 0xFFFFFFFFFFFFFFFF
-            self._position = 0
+            self._position = position
             self._buffer = np.empty(0, np.uint32)
             self._start = 0
             self._ahead = _AHEAD_FIRST
-        return self
 
     def seed(self) -> int:
         """Seed from the operating system; returns the seed."""
@@ -70,7 +75,10 @@ class Generator:
     def get_state(self) -> Tensor:
         """Seed and position as an int64 tensor."""
         values = [self._seed & _MASK, self._seed >> 32, self._position]
-        return wrap(np.array(values, np.int64))
+        state = wrap(np.array(values, np.int64))
+        if modes.special and modes.local.recording is not None:
+            modes.local.recording.state_read(self, state)
+        return state
 
     def set_state(self, state: Tensor) -> Generator:
         """Continue at a state ``get_state`` returned."""
@@ -80,8 +88,9 @@ class Generator:
                 "RNG state must be the int64 tensor of 3 values that get_state() returned"
             )
         low, high, position = (int(v) for v in values)
-        self.manual_seed(low | high << 32)
-        self._position = position
+        self._start_at(low | high << 32, position)
+        if modes.special and modes.local.recording is not None:
+            modes.local.recording.state_set(self, state)
         return self
 
     def bits(self, n: int):

@@ -14,7 +14,7 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
-from .. import creation, dtypes
+from .. import compiler, creation, dtypes
 from ..backend.cupy import is_available
 from ..foreach import foreach
 from ..functions import where
@@ -179,7 +179,7 @@ class GradScaler:
                 return optimizer.step(*args, **kwargs)
             finally:
                 optimizer.found_inf = None
-        return None if total.item() else optimizer.step(*args, **kwargs)
+        return None if total else optimizer.step(*args, **kwargs)
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Adapt the scale to whether steps were skipped, or set it; ends the iteration."""
@@ -309,7 +309,7 @@ def _grads_by_device(optimizer: Any) -> dict[Any, list[Tensor]]:
     found: dict[Any, list[Tensor]] = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if p.grad is None:
+            if compiler.gradient(p) is None:
                 continue
             if p.grad.dtype == dtypes.float16:
                 raise ValueError("Attempting to unscale FP16 gradients.")

@@ -383,8 +383,8 @@ class Module:
         """Forget the gradients of all parameters, or fill them with zeros in place."""
         for param in self.parameters():
             if set_to_none:
-                param.grad = None
-            elif param.grad is not None:
+                gg.compiler.forget_gradient(param)
+            elif gg.compiler.gradient(param) is not None:
                 if param.grad.requires_grad:
                     param.grad = param.grad.detach()
                 param.grad.zero_()

@@ -195,7 +195,9 @@ class _BatchNorm(_Affine):
         if update and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if factor is None:  # cumulative average: the k-th batch weighs 1/k
-                factor = 1.0 / self.num_batches_tracked.item()
+                count = self.num_batches_tracked
+                number = gg.compiler.is_compiling() and not count.is_cuda
+                factor = 1.0 / (count.to(dtype=gg.float64) if number else count.item())
         # In training mode the buffers are passed only to be updated; in evaluation mode they are
         # what the input is normalized with, unless there are none.
         use_buffers = update or not self.training

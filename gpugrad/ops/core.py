@@ -96,6 +96,8 @@ class Op:
     # whether evaluation and rule only call other operations, whatever the values: a recorder may
     # then note those instead
     transparent = False
+    # of arguments: whether the shape of the result depends on their values (None: never)
+    shaped_by_values: Callable[..., bool] | None = None
     # whether gradients come back in the broadcast shape and must be summed to the input's
     broadcasts = False
 

@@ -39,6 +39,7 @@ take = linear(
     samples=_take_samples,
     cuda=cuda_index.take,
 )
+take.shaped_by_values = lambda x, *indices: any(i.dtype.kind == "b" for i in indices)
 
 
 def _put_add(g, *indices, pattern, shape):
@@ -291,3 +292,4 @@ unpick = linear(
     cuda=cuda_index.unpick,
 )
 nonzero = not_differentiable("nonzero", lambda x: array_module(x).argwhere(x))
+nonzero.shaped_by_values = lambda x: True

@@ -160,14 +160,14 @@ class Optimizer:
                 numbers["step"] = batch.step
                 if batch.step.__class__ is int and batch.lists[0][0].is_cuda:
                     self._check_capture(batch.step)
-            lists = batch.lists
+            made, lists = update, batch.lists
             if batch.stored:
-                update, lists = update.storing(), [batch.stored, *lists]
+                made, lists = update.storing(), [batch.stored, *lists]
             if self._recording is not None:
                 params = batch.stored or lists[0]
                 counts = reads_step or "step" in self.state.get(params[0], ())
-                self._recording.append(_Run(update, group, params, counts))
-            update(*lists, unless=self.found_inf, **numbers)
+                self._recording.append(_Run(made, group, params, counts))
+            made(*lists, unless=self.found_inf, **numbers)
 
     _only_first_step_differs = False
 
@@ -191,8 +191,9 @@ class Optimizer:
         if capturable or self.master_weights or self._counts_on_device:
             return self._special_batches(group, initial, capturable)
         batches: dict[int, _Batch] = {}
+        compiling = gg.compiler.is_compiling()
         for p in group["params"]:
-            grad = p.grad
+            grad = gg.compiler.gradient(p) if compiling else p.grad
             if grad is None:
                 continue
             state = self.state[p]
@@ -226,7 +227,7 @@ class Optimizer:
         """The same where the device counts steps, or 16-bit parameters have master copies."""
         batches: dict[Any, _Batch] = {}
         for p in group["params"]:
-            grad = p.grad
+            grad = gg.compiler.gradient(p)
             if grad is None:
                 continue
             state = self.state[p]
@@ -301,8 +302,8 @@ class Optimizer:
         for group in self.param_groups:
             for p in group["params"]:
                 if set_to_none:
-                    p.grad = None
-                elif p.grad is not None:
+                    gg.compiler.forget_gradient(p)
+                elif gg.compiler.gradient(p) is not None:
                     if p.grad.requires_grad:
                         p.grad = p.grad.detach()
                     if p.grad.is_cuda:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Generator, Iterable
 from functools import cache
@@ -25,7 +24,7 @@ def get_total_norm(
     tensor(5.)
     """
     total = gg.foreach_norm(_as_list(tensors), norm_type)
-    if error_if_nonfinite and not math.isfinite(total.item()):
+    if error_if_nonfinite and not gg.isfinite(total):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
             "so it cannot be clipped. To disable this error and scale the gradients by the "
@@ -87,7 +86,8 @@ def _as_list(tensors: Tensors) -> list[gg.Tensor]:
 
 def _grads(parameters: list[gg.Tensor]) -> list[gg.Tensor]:
     """Gradients without their history: clipping is not recorded."""
-    return [p.grad.detach() for p in parameters if p.grad is not None]
+    grads = [gg.compiler.gradient(p) for p in parameters]
+    return [g.detach() for g in grads if g is not None]
 
 
 def _by_device(tensors: list[gg.Tensor]) -> dict[gg.device, list[gg.Tensor]]:
