@@ -18,7 +18,7 @@ import numpy as np
 from . import blas, gemm_kernels, workers
 from .arrays import BOOLEAN, Program, merge_dimensions
 from .expr import Expr, variable
-from .gemm_kernels import BLOCK, Kernel, Tile
+from .gemm_kernels import Kernel, Tile
 from .llvm import ELEMENTS, Unsupported, _strides_in
 from .machine import Machine, machine
 from .tasks import Task
@@ -35,9 +35,10 @@ SHARES = 8
 # B is read in place for few rows, (1, 784) x (784, 128): 37 instead of 20 GFLOP/s; or if it stays
 # in the L1 cache as it is, (32, 64) x (64, 64): 81 instead of 76.
 UNPACKED_ROWS, UNPACKED_BYTES = 16, 1 << 14
-# Multiplications from which NumPy's BLAS is faster, see docs/performance.md: it reads a large B
-# fewer times. What it gains, a separate pass for the epilogue costs, unless k is large.
-LARGE, DEEP = 1 << 26, 512
+# Multiplications of one product from which NumPy's BLAS computes it, see docs/performance.md: it is
+# some 10 % faster where both operands are large, but its threads and those of tasks are in each
+# other's way. What it gains, a separate pass for the epilogue costs, unless k is large.
+LARGE, DEEP = 1 << 28, 512
 
 
 def task(
@@ -179,7 +180,7 @@ def _loops(shape, a, b, others) -> tuple[list[int], list[list[int]]] | None:
 # own kernels
 
 # Tiles by the number of vector registers: all but a few hold sums. The last is for few rows.
-_TILES = {16: ((6, 2), (4, 3), (12, 1), (1, 8)), 32: ((8, 3), (12, 2), (6, 4), (1, 16))}
+_TILES = {16: ((6, 2), (4, 3), (12, 1), (1, 8)), 32: ((8, 3), (12, 2), (6, 4), (1, 8))}
 
 
 def _registers(compiler: Machine) -> int:
@@ -239,7 +240,7 @@ def _words(product: _Product, tile: Tile) -> dict[str, int]:
 def _blocks(product: _Product, tile: Tile, panels: int) -> int:
     """Blocks of rows of each matrix: few, but enough to share ``panels`` of them among threads."""
     m = product.sizes[-1]
-    fewest = -(-m // BLOCK)
+    fewest = -(-m // tile.block)
     if product.work < PARALLEL or fewest * panels >= SHARES:
         return fewest
     return max(fewest, min(-(-SHARES // panels), m // (4 * tile.rows)))

@@ -37,10 +37,10 @@ from .llvm import (
 )
 from .machine import Machine
 
-# Rows of a block at most. The sums of 96 rows x 16 columns of float32 are 6 KiB.
-BLOCK = 96
-# Bytes of a packed panel at most, half an L1 cache of 32 KiB: A and the sums pass through the rest.
-PANEL = 1 << 14
+# Vectors of a packed panel, and of the sums of a block, at most: of 32 bytes each 16 and 12 KiB,
+# which leaves something of an L1 cache of 32 KiB to A. With a third of the rows (512, 512) x
+# (512, 512) is 10 % slower: the panel is packed for every block.
+PANEL, SUMS = 512, 384
 
 _SIZES = {"float": 4, "double": 8}
 
@@ -60,7 +60,12 @@ class Tile(NamedTuple):
     @property
     def depth(self) -> int:
         """Rows of B in a panel at most."""
-        return PANEL // (self.columns * _SIZES[self.element]) // self.lanes * self.lanes
+        return PANEL // self.vectors // self.lanes * self.lanes
+
+    @property
+    def block(self) -> int:
+        """Rows of a block at most."""
+        return SUMS // self.vectors // self.rows * self.rows
 
 
 # Words of the table after the array objects (a, b, inputs, outputs). ``units`` are outer * inner *
@@ -131,7 +136,10 @@ class _Writer:
         return self.code.select(a.compare("slt", b), a, b)
 
     def _divide(self, a: Value, b: Value) -> tuple[Value, Value]:
-        quotient = self.code.emit(f"udiv {a}, {b.name}", "i64")
+        """Quotient and remainder, in 32 bits: for 64 LLVM writes two divisions and a branch."""
+        short = b.convert("trunc", "i32")
+        quotient = self.code.emit(f"udiv {a.convert('trunc', 'i32')}, {short.name}", "i32")
+        quotient = quotient.convert("zext", "i64")
         return quotient, a - quotient * b
 
     def _vector(self, pointer: Value, offset: Value | int = 0) -> Value:
@@ -147,7 +155,7 @@ class _Writer:
     def text(self) -> str:
         code, word, tile = self.code, self.word, self.tile
         self.packed = self._scratch(tile.columns * tile.depth)
-        self.sums = self._scratch(tile.columns * (BLOCK + tile.rows))
+        self.sums = self._scratch(tile.columns * tile.block)
         self.constants = self._constants()
         self.rules = rules_for(self.compiler, tile.element)
         share = _share(code, word["units"], *self.parameters[2:], 1)
