@@ -248,6 +248,7 @@ from .functions import (
     where,
 )  # fmt: skip
 from .lists import foreach_norm
+from .mapping import vmap
 from .random import (
     Generator,
     default_generator,

@@ -1,10 +1,10 @@
 """Process-wide settings and the per-thread modes of the engine.
 
-Everything that makes an operation "unusual" (gradients switched off, forward-mode tangents, a
-recorder, anomaly mode, autocasting) counts itself in ``modes.unusual``; all but switched-off
-gradients count in ``modes.special`` too. The short path of an operation looks at these numbers and
-nothing else; only when one is not zero does it ask which mode its own thread is in, or leave the
-call to the general way.
+Everything that makes an operation "unusual" (gradients switched off, tensors that carry tangents or
+batches, a recorder, anomaly mode, autocasting) counts itself in ``modes.unusual``; all but
+switched-off gradients count in ``modes.special`` too. The short path of an operation looks at these
+numbers and nothing else; only when one is not zero does it ask which mode its own thread is in, or
+leave the call to the general way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class _ThreadModes(threading.local):
     grad = True
     inference = False
     anomaly = False
-    forward = 0  # open forward-mode contexts
+    levels = 0  # open transformations whose tensors are lifted (jvp, vmap), see lifted.py
+    batches: Any = ()  # those of them that are vmap: batching.Batch, from the outermost
     recording = None
     autocast: Any = None  # what amp.autocast has set, see autocasting.py
     autocast_depth = 0

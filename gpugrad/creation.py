@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 
 from . import dtypes, random
@@ -9,8 +10,10 @@ from .backend import arrays as backend_arrays
 from .backend import cupy as cuda_backend
 from .backend.device import as_device
 from .backend.numpy import xp as np
+from .batching import draw
 from .config import modes, settings
 from .eager import run_arrays, verify
+from .lifted import like
 from .ops.core import REGISTRY
 from .random import Generator
 from .tensor import Tensor, _read, constant, over, share_memory, wrap
@@ -264,44 +267,31 @@ def full(size, fill_value, *, dtype=None, device=None, requires_grad: bool = Fal
 
 def zeros_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """Zeros with the shape (and dtype and device, unless given) of another tensor."""
-    return zeros(
-        *input.shape,
-        dtype=dtype or input.dtype,
-        device=device or input.device,
-        requires_grad=requires_grad,
-    )
+    dtype, device = dtype or input.dtype, device or input.device
+    made = zeros(*input.shape, dtype=dtype, device=device, requires_grad=requires_grad)
+    return like(input, made) if input._level else made
 
 
 def ones_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """Ones with the shape (and dtype and device, unless given) of another tensor."""
-    return ones(
-        *input.shape,
-        dtype=dtype or input.dtype,
-        device=device or input.device,
-        requires_grad=requires_grad,
-    )
+    dtype, device = dtype or input.dtype, device or input.device
+    made = ones(*input.shape, dtype=dtype, device=device, requires_grad=requires_grad)
+    return like(input, made) if input._level else made
 
 
 def empty_like(input, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """Uninitialised values with the shape (and dtype and device, unless given) of another
     tensor."""
-    return empty(
-        *input.shape,
-        dtype=dtype or input.dtype,
-        device=device or input.device,
-        requires_grad=requires_grad,
-    )
+    dtype, device = dtype or input.dtype, device or input.device
+    made = empty(*input.shape, dtype=dtype, device=device, requires_grad=requires_grad)
+    return like(input, made) if input._level else made
 
 
 def full_like(input, fill_value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """One number with the shape (and dtype and device, unless given) of another tensor."""
-    return full(
-        tuple(input.shape),
-        fill_value,
-        dtype=dtype or input.dtype,
-        device=device or input.device,
-        requires_grad=requires_grad,
-    )
+    dtype, device = dtype or input.dtype, device or input.device
+    made = full(tuple(input.shape), fill_value, dtype=dtype, device=device)
+    return _finish(like(input, made) if input._level else made, requires_grad)
 
 
 def arange(
@@ -402,9 +392,10 @@ def meshgrid(*tensors, indexing: str = "ij") -> tuple[Tensor, ...]:
 # ---- random
 
 
-def _random(draw, size, dtype, device, requires_grad, generator) -> Tensor:
+def _random(make, size, dtype, device, requires_grad, generator) -> Tensor:
     dtype = dtypes.as_dtype(dtype or settings.default_dtype)
-    return _finish(draw(generator, _shape(size), dtype, device), requires_grad)
+    shape = _shape(size)
+    return _finish(draw(lambda lead: make(generator, lead + shape, dtype, device)), requires_grad)
 
 
 def rand(
@@ -442,13 +433,22 @@ def randint(
     if given:
         raise TypeError(f"randint() takes low, high and size, got {args} and more")
     dtype = np.dtype(dtype or dtypes.int64)
-    return random.integers(generator, int(low), int(high), _shape((size,)), dtype, device)
+    low, high, shape = int(low), int(high), _shape((size,))
+    return draw(lambda lead: random.integers(generator, low, high, lead + shape, dtype, device))
 
 
 def randperm(n: int, *, generator: Generator | None = None, dtype=None, device=None) -> Tensor:
     """A random order of the integers 0 to n-1."""
     _check_count("randperm: n", n)
-    return random.permutation(generator, n, dtype or dtypes.int64, device)
+    dtype = dtype or dtypes.int64
+
+    def make(lead):
+        orders = [random.permutation(generator, n, dtype, device) for _ in range(math.prod(lead))]
+        if not lead:
+            return orders[0]
+        return REGISTRY["reshape"](REGISTRY["cat"](*orders, axis=0), shape=(*lead, n))
+
+    return draw(make)
 
 
 def normal(
@@ -505,7 +505,7 @@ def multinomial(
     weights = input.detach().to(device="cpu", dtype=dtypes.float64)
     verify(_check_weights, weights, drawn=None if replacement else num_samples)
     size = (*weights.shape[:-1], num_samples) if replacement else weights.shape
-    drawn = random.uniform(generator, size, dtypes.float64, "cpu")
+    drawn = draw(lambda lead: random.uniform(generator, lead + size, dtypes.float64, "cpu"))
     if replacement:
         return run_arrays(_positions_in, weights, drawn).to(device=input.device)
     return run_arrays(_first_arrivals, weights, drawn, count=num_samples).to(device=input.device)

@@ -36,7 +36,17 @@ from .errors import no_complex_gradients, user_line
 from .ops import core
 from .ops import shape as shape_ops
 from .ops.core import Elementwise, Meta, Op, Rule, apply
-from .tensor import Tensor, bump_version, clock, over, share_memory, version_of, views_of, wrap
+from .tensor import (
+    Tensor,
+    bump_version,
+    clock,
+    highest,
+    over,
+    share_memory,
+    version_of,
+    views_of,
+    wrap,
+)
 
 _ndarray = np.ndarray
 _float32, _float64 = np.dtype("float32"), np.dtype("float64")
@@ -402,6 +412,8 @@ def same_device(name, values):
 def run_arrays(function: Callable, *args, **params) -> Tensor:
     """A tensor without history of ``function(*arrays, **params)``: a pure function of arrays (given
     as tensors, arrays or numbers) with one result, whose metadata is keyword."""
+    if modes.special and (top := highest(args)) is not None:
+        return top.run_arrays(function, args, params)
     values = [a.array if isinstance(a, Tensor) else a for a in args]
     with backend_arrays.there(values[0]):
         if modes.special and (recorder := modes.local.recording) is not None:
@@ -414,7 +426,7 @@ def run_arrays(function: Callable, *args, **params) -> Tensor:
 def decide(function: Callable, *args, **params) -> bool:
     """The truth of ``function(*arrays, **params)``, by which the program goes on; a compiled one
     asks again at every call."""
-    if modes.special and modes.local.recording is not None:
+    if modes.special and (modes.local.recording is not None or highest(args) is not None):
         return bool(run_arrays(function, *args, **params))
     values = [a.array if isinstance(a, Tensor) else a for a in args]
     with backend_arrays.there(values[0]):
@@ -424,11 +436,20 @@ def decide(function: Callable, *args, **params) -> bool:
 
 def verify(function: Callable, *args, **params) -> None:
     """Call ``function(*arrays, **params)``, which raises an error if the values are wrong; so does
-    a compiled program at every call."""
+    a compiled program at every call. Lifted tensors are verified with all they stand for."""
+    if modes.special:
+        args = [_all_values(a) for a in args]
     if modes.special and (recorder := modes.local.recording) is not None:
         recorder.verify(function, args, params)
     else:
         function(*[a.array if isinstance(a, Tensor) else a for a in args], **params)
+
+
+def _all_values(a):
+    """The ordinary tensor at the end of what a lifted one carries."""
+    while isinstance(a, Tensor) and a._level:
+        a = a.carried()[0]
+    return a
 
 
 def shape_of_values(what: str) -> None:
@@ -503,14 +524,7 @@ def write(x: Tensor, value: Tensor) -> Tensor:
     """Make ``value`` (of x's shape or broadcast to it) the new content of ``x``, in memory and on
     the tape."""
     check_writable(x)
-    if category(value.dtype) > category(x.dtype):
-        raise RuntimeError(
-            f"result type {value.dtype} can't be cast to the desired output type {x.dtype}"
-        )
-    if value.shape != x.shape:
-        value = _expanded(value, x)
-    if value.dtype != x.dtype:
-        value = shape_ops.cast(value, dtype=x.dtype)
+    value = fitting(value, x)
     if not backend_arrays.is_writable(x.array):
         raise RuntimeError(
             "this tensor shares memory with a read-only or broadcast array, which cannot be "
@@ -528,6 +542,17 @@ def write(x: Tensor, value: Tensor) -> Tensor:
     bump_version(x)
     _rebase(x, value)
     return x
+
+
+def fitting(value: Tensor, x: Tensor) -> Tensor:
+    """``value`` in the shape and dtype of ``x``, into which it is to be written."""
+    if category(value.dtype) > category(x.dtype):
+        raise RuntimeError(
+            f"result type {value.dtype} can't be cast to the desired output type {x.dtype}"
+        )
+    if value.shape != x.shape:
+        value = _expanded(value, x)
+    return value if value.dtype == x.dtype else shape_ops.cast(value, dtype=x.dtype)
 
 
 def _expanded(value: Tensor, x: Tensor) -> Tensor:

@@ -33,6 +33,11 @@ class SavedTensorError(RuntimeError):
     """A value needed for a gradient was changed in place after it was saved."""
 
 
+class BatchedValueError(RuntimeError, AttributeError):
+    """Something asked for the values of a tensor inside ``func.vmap``, where it stands for every
+    example of a batch. Also an AttributeError, which the array it was asked of owes to Python."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint file is truncated, damaged, or was not written by gpugrad."""
 

@@ -1,5 +1,5 @@
 """Transformations of functions: ``grad``, ``value_and_grad``, ``vjp``, ``jvp``, ``jacrev``,
-``jacfwd``, ``hessian``.
+``jacfwd``, ``hessian``, ``vmap``.
 
 Arguments and results are tensors or nested tuples, lists and dicts of them. The transformations
 compose with each other in any order and with the tape.
@@ -7,21 +7,22 @@ compose with each other in any order and with the tape.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import tree
-from .autograd.engine import ElementwiseNode, Leaf, Node, OpNode, _count_users
+from .autograd.engine import Leaf, _count_users
 from .autograd.engine import grad as tape_grad
 from .backend.arrays import there
 from .config import grad_mode, modes
 from .creation import as_tensor
 from .dtypes import is_differentiable
-from .eager import record
+from .eager import run_arrays
 from .functions import cat, reshape, stack, to
 from .functions import sum as sum_all
-from .ops.core import Op, apply, register_interpreter, zeros_like
+from .lifted import Lifted, new_level, nodes_of
+from .mapping import vmap as vmap
+from .ops.core import Op, apply, zeros_like
 from .ops.shape import alias
 from .tensor import Tensor, share_memory, version_of, wrap
 
@@ -29,16 +30,59 @@ from .tensor import Tensor, share_memory, version_of, wrap
 # forward mode
 
 
-class Dual(Tensor):
-    """A tensor with its tangent: the interpreter of forward mode. ``level`` tells nested
-    transformations apart."""
+class Dual(Lifted):
+    """A tensor with its tangent: the interpreter of forward mode."""
 
-    __slots__ = ("level", "primal", "tangent")
+    __slots__ = ("primal", "tangent")
 
     if TYPE_CHECKING:
-        level: int
         primal: Tensor
         tangent: Tensor
+
+    def interpret(self, op: Op, args, params):
+        """The operation on the primals, its jvp on the tangents of this level."""
+        mine = [isinstance(a, Dual) and a._level == self._level for a in args]
+        primals = [a.primal if m else a for a, m in zip(args, mine, strict=True)]
+        out = apply(op, primals, params)
+        if not is_differentiable(out.dtype):
+            return out
+        tangents = [
+            a.tangent if m and op.differentiable(i) else None
+            for i, (a, m) in enumerate(zip(args, mine, strict=True))
+        ]
+        if any(t is not None for t in tangents):
+            t = op.jvp(tangents, out, primals, params)
+            if t is None and op.kind == "opaque":
+                t = _transpose_of_vjp(op, tangents, out, primals, params)
+        else:
+            t = None
+        if t is None:
+            t = wrap(zeros_like(out))
+        elif t.shape != out.shape:  # a tangent that was not broadcast by its partial, as in x + row
+            t = t + wrap(zeros_like(out))
+        return _dual(out, t, self._level)
+
+    def run_arrays(self, function, args, params) -> Tensor:
+        mine = [a.primal if isinstance(a, Dual) and a._level == self._level else a for a in args]
+        return run_arrays(function, *mine, **params)
+
+    def carried(self) -> tuple[Tensor, ...]:
+        return self.primal, self.tangent
+
+    def unrecorded(self) -> Dual:
+        return _dual(self.primal, self.tangent, self._level)
+
+    def detach(self) -> Tensor:
+        return self.primal.detach()
+
+    def overwrite(self, value: Tensor) -> None:
+        self.refuse_to_be_written()
+
+    def refuse_to_be_written(self) -> None:
+        raise RuntimeError(
+            "in-place writes are not supported in forward mode (jvp, jacfwd, hessian, hvp): the "
+            "tangent would be lost. Write it with where, cat or scatter, or use jacrev"
+        )
 
 
 def _dual(primal: Tensor, tangent: Tensor, level: int) -> Dual:
@@ -46,76 +90,8 @@ def _dual(primal: Tensor, tangent: Tensor, level: int) -> Dual:
     d.array = primal.array
     d.grad = d._node = d._view = None
     d._version = version_of(primal)
-    d.primal, d.tangent, d.level = primal, tangent, level
+    d.primal, d.tangent, d._level = primal, tangent, level
     return d
-
-
-def _interpret(op: Op, args, params):
-    """Run an operation on duals: the operation on the primals, its jvp on the tangents of the
-    innermost level."""
-    level = max(a.level for a in args if isinstance(a, Dual))
-    mine = [isinstance(a, Dual) and a.level == level for a in args]
-    primals = [a.primal if m else a for a, m in zip(args, mine, strict=True)]
-    out = apply(op, primals, params)
-    if not is_differentiable(out.dtype):
-        return out
-    tangents = [
-        a.tangent if m and op.differentiable(i) else None
-        for i, (a, m) in enumerate(zip(args, mine, strict=True))
-    ]
-    if any(t is not None for t in tangents):
-        t = op.jvp(tangents, out, primals, params)
-        if t is None and op.kind == "opaque":
-            t = _transpose_of_vjp(op, tangents, out, primals, params)
-    else:
-        t = None
-    if t is None:
-        t = wrap(zeros_like(out))
-    elif t.shape != out.shape:  # a tangent that was not broadcast by its partial, as in x + row
-        t = t + wrap(zeros_like(out))
-    result = _dual(out, t, level)
-    if modes.local.grad:
-        record(op, args, params, result)
-        _keep_tangent(result)
-    return result
-
-
-# A derivative that reads its output (exp, tanh, sqrt ...) must read it with its tangent, or second
-# derivatives lack a term. A record saves the output as an array, so these carry the rest beside it.
-_outputs: weakref.WeakKeyDictionary[Node, tuple] = weakref.WeakKeyDictionary()
-
-
-class _WithDualOutput:
-    __slots__ = ()
-
-    def saved_tensors(self):
-        saved, out = super().saved_tensors()  # type: ignore[misc]
-        if out is not None:
-            dual = _dual(*_outputs[self])  # type: ignore[index]
-            dual._node, dual._version = self, out._version
-            out = dual
-        return saved, out
-
-
-class _DualElementwiseNode(_WithDualOutput, ElementwiseNode):
-    __slots__ = ()
-
-
-class _DualOpNode(_WithDualOutput, OpNode):
-    __slots__ = ()
-
-
-_DUAL_NODES = {ElementwiseNode: _DualElementwiseNode, OpNode: _DualOpNode}
-
-
-def _keep_tangent(result: Dual) -> None:
-    node = result._node
-    if node is not None and node.out is not None:
-        _outputs[node] = result.primal, result.tangent, result.level
-        node.__class__ = _DUAL_NODES[node.__class__]
-
-
-register_interpreter(Dual, 2, _interpret)
 
 
 def _transpose_of_vjp(op: Op, tangents, out, primals, params):
@@ -153,28 +129,26 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, has_aux: bool = Fals
             raise RuntimeError(
                 f"jvp: a tangent has shape {tuple(t.shape)} but its primal {tuple(x.shape)}"
             )
-    local = modes.local
-    with modes.open():
-        local.forward += 1
-        level = local.forward
-        try:
-            duals = [
-                _dual(x, to(t, dtype=x.dtype), level)
-                for x, t in zip(flat, flat_tangents, strict=True)
-            ]
-            result = func(*unflatten(duals))
-        finally:
-            local.forward -= 1
+    with new_level() as level:
+        duals = [
+            _dual(x, to(t, dtype=x.dtype), level) for x, t in zip(flat, flat_tangents, strict=True)
+        ]
+        result = func(*unflatten(duals))
     result, aux = result if has_aux else (result, None)
     outputs, rebuild = tree.flatten(result)
-    values = [o.primal if isinstance(o, Dual) and o.level == level else o for o in outputs]
+    values = [_primal(o, level) for o in outputs]
     derivatives = [
-        o.tangent if isinstance(o, Dual) and o.level == level else wrap(zeros_like(o))
+        o.tangent if isinstance(o, Dual) and o._level == level else wrap(zeros_like(o))
         for o in outputs
     ]
-    aux = tree.tree_map(lambda a: a.primal if isinstance(a, Dual) and a.level == level else a, aux)
+    aux = tree.tree_map(lambda a: _primal(a, level), aux)
     pair = rebuild(values), rebuild(derivatives)
     return (*pair, aux) if has_aux else pair
+
+
+def _primal(value, level: int):
+    """What leaves forward mode of a value."""
+    return value.primal if isinstance(value, Dual) and value._level == level else value
 
 
 # ------------------------------------------------------------------------------------------------
@@ -193,23 +167,23 @@ def _watch(x) -> Tensor:
 
 
 def _unwatch(t):
-    """The value without the tape of a finished transformation (outer tangents stay)."""
+    """The value without the tape of a finished transformation (what it carries stays)."""
     if not isinstance(t, Tensor) or t._node is None:
         return t
-    if isinstance(t, Dual):
-        return _dual(t.primal, t.tangent, t.level)
+    if isinstance(t, Lifted):
+        return t.unrecorded()
     plain = wrap(t.array)
     share_memory(plain, t)
     return plain
 
 
 def _tracked_outside(outputs, variables) -> bool:
-    """Whether the outputs also depend on something else that requires a gradient, so that the
-    result must be recorded."""
-    inner = {v._node for v in variables}
+    """Whether the outputs, or what they carry, also depend on something else that requires a
+    gradient, so that the result must be recorded."""
+    inner = {node for v in variables for node in nodes_of(v)}
     return any(
         isinstance(n, Leaf) and n not in inner
-        for n in _count_users([o._node for o in outputs if o._node])
+        for n in _count_users([node for o in outputs for node in nodes_of(o)])
     )
 
 
@@ -272,7 +246,7 @@ def value_and_grad(func: Callable, argnums: int | tuple = 0, *, has_aux: bool = 
                 f"reduce with .sum()"
             )
         seed = wrap(zeros_like(value)) + 1
-        tracked = value._node is not None and _tracked_outside([value], variables)
+        tracked = _tracked_outside([value], variables)
         gradients = unflatten(_gradients([value], variables, [seed]))
         gradient = gradients[0] if isinstance(argnums, int) else tuple(gradients)
         value = value if tracked else _unwatch(value)

@@ -220,8 +220,9 @@ def dropout(
         return input
     if p == 1.0:
         result = input * 0.0
-    elif input.is_cuda and not (modes.special and modes.local.recording is not None):
-        # the gradient draws the same numbers again: nothing is saved
+    elif input.is_cuda and not (
+        modes.special and (modes.local.batches or modes.local.recording is not None)
+    ):  # the gradient draws the same numbers again: nothing is saved
         draw = (generator or default_generator).reserve(input.numel())
         result = random_ops.dropout(input, p=float(p), draw=draw)
     else:
@@ -690,8 +691,10 @@ def batch_norm(
             f"Expected more than 1 value per channel when training, got input size "
             f"{list(input.shape)}"
         )
-    if input.is_cuda and not any(
-        t is not None and t.requires_grad for t in (running_mean, running_var)
+    if (
+        input.is_cuda
+        and not modes.local.batches
+        and not any(t is not None and t.requires_grad for t in (running_mean, running_var))
     ):
         return _batch_norm_row(
             input, running_mean, running_var, weight, bias, training, momentum, eps

@@ -35,6 +35,8 @@ from .eager import (
     verify,
 )
 from .eager import write as _write
+from .lifted import are_lifted, like
+from .lifted import write as write_lifted
 from .ops import elementwise as e
 from .ops import index as index_ops
 from .ops import linalg, reduce, shape
@@ -426,7 +428,7 @@ _copy = shape.linear(
 
 def detach(self) -> Tensor:
     """The same memory without history."""
-    return creation.share(self)
+    return self.detach() if self._level else creation.share(self)
 
 
 def detach_(self) -> Tensor:
@@ -514,7 +516,7 @@ def view(self, *size) -> Tensor:
             modes.local.recording.fail("view(dtype) looks at the bytes of a tensor")
         return wrap(self.array.view(dtypes.as_dtype(size[0])))
     result = reshape(self, *size)
-    if result._view is None:
+    if result._view is None and not result._level:
         raise RuntimeError(
             "view size is not compatible with input tensor's size and stride (at least one "
             "dimension spans across two "
@@ -1486,6 +1488,8 @@ def _index_array(part, x):
     """An index on the device of ``x``. A tensor stays one: its record notices if it is overwritten
     before backward reads it."""
     array = part.array if isinstance(part, Tensor) else part
+    if array.__class__ is backend_arrays.StandIn:
+        return part
     if not backend_arrays.is_array(array):
         array = np.asarray(array)
         if array.size == 0 and array.dtype.kind == "f":
@@ -1544,8 +1548,6 @@ def _numbers_first(pattern, indices) -> tuple[tuple, tuple]:
 
 def _setitem(self, index, value) -> None:
     """``x[index] = value``, in place and differentiable in both."""
-    if modes.special:
-        _check_forward_mode(self, value)
     pattern, indices = _normalise_index(index, self)
     check_writable(self)
     if indices and builtins.any(part.__class__ is int for part in pattern):
@@ -1557,6 +1559,9 @@ def _setitem(self, index, value) -> None:
         value = shape.cast(value, dtype=self.dtype)
     if self.is_cuda or value.is_cuda:
         value = to(value, device=self.device)
+    if modes.special and are_lifted(self, value, *indices):
+        write_lifted(self, index_ops.put(self, value, *indices, pattern=pattern))
+        return
     if (modes.special and modes.local.recording is not None) or (
         recording()
         and (value._node is not None or self._node is not None or self._view is not None)
@@ -1673,13 +1678,13 @@ def scatter(input, dim: int, index, src) -> Tensor:
     read."""
     axis = _dim(dim, input.ndim)
     _check_index("scatter", input, axis, index, src if isinstance(src, Tensor) else None)
-    grid = index_ops._grid(index.array, axis, backend_arrays.array_module(index.array))
+    grid = index_ops._grid(index, axis, backend_arrays.array_module(index.array))
     if isinstance(src, Tensor):
         src = src[tuple(slice(0, n) for n in index.shape)]
-    result = clone(input)
-    places = [index if i is index.array else constant(i) for i in grid]
-    _setitem(result, tuple(places), src)
-    return result
+    else:
+        src = creation.full((), src, dtype=input.dtype, device=input.device)
+    places = [i if i is index else constant(i) for i in grid]
+    return index_ops.put(input, src, *places, pattern=(index_ops.HOLE,) * input.ndim)
 
 
 def index_select(input, dim: int, index) -> Tensor:
@@ -1748,20 +1753,9 @@ def nonzero(input, *, as_tuple: bool = False):
 # in-place
 
 
-def _check_forward_mode(x, value) -> None:
-    """Refuse to lose a tangent: it belongs to the value, and the memory written has none."""
-    if modes.local.forward and (hasattr(x, "tangent") or hasattr(value, "tangent")):
-        raise RuntimeError(
-            "in-place writes are not supported in forward mode (jvp, jacfwd, hessian, hvp): the "
-            "tangent would be lost. Write it with where, cat or scatter, or use jacrev"
-        )
-
-
 def write(x: Tensor, value: Tensor) -> Tensor:
     """Make ``value`` the new content of ``x``."""
-    if modes.special:
-        _check_forward_mode(x, value)
-    return _write(x, value)
+    return write_lifted(x, value) if modes.special else _write(x, value)
 
 
 def _fast_in_place(op):
@@ -1774,8 +1768,8 @@ def _fast_in_place(op):
     numpy_function = getattr(np, array_name)
 
     def in_place(self, other):
-        if modes.special:
-            _check_forward_mode(self, other)
+        if modes.special and are_lifted(self, other):
+            return write_lifted(self, op(clone(self) if reads_self else self, other))
         x, recorded = self.array, not modes.unusual or modes.local.grad
         if modes.special and modes.local.recording is not None:
             pass  # a recorder sees operations and writes
@@ -1851,8 +1845,8 @@ def fill_(self, value) -> Tensor:
     """Overwrite with one number."""
     if isinstance(value, Tensor):
         return write(self, value)
-    if modes.special:
-        _check_forward_mode(self, value)
+    if self._level:
+        return write(self, creation.full((), value, dtype=self.dtype, device=self.device))
     if recording() and (self._node is not None or self._view is not None):
         return write(self, creation.full_like(self, value))
     if modes.special and modes.local.recording is not None:
@@ -1874,7 +1868,7 @@ def overwrite(x: Tensor, function, *args, **kwargs) -> Tensor:
     """
     check_writable(x)
     tensors = [v for v in (x, *args, *kwargs.values()) if isinstance(v, Tensor)]
-    keep = recording() and builtins.any(v._node is not None for v in tensors)
+    keep = recording() and builtins.any(v.requires_grad for v in tensors)
     if keep and len(tensors) == 1 and (op := getattr(function, "op", None)) is not None:
         keep = bool(op.rule((True,)).read)  # exp, relu: the result is enough
     return write(x, function(clone(x) if keep else x, *args, **kwargs))
@@ -2076,12 +2070,9 @@ _install(
 
 def _new_like(make):
     def method(self, *size, dtype=None, device=None, requires_grad: bool = False):
-        return make(
-            *size,
-            dtype=dtype or self.dtype,
-            device=device or self.device,
-            requires_grad=requires_grad,
-        )
+        dtype, device = dtype or self.dtype, device or self.device
+        made = make(*size, dtype=dtype, device=device, requires_grad=requires_grad)
+        return like(self, made) if self._level else made
 
     return method
 

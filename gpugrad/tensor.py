@@ -88,6 +88,9 @@ class Tensor:
         def __getitem__(self, index) -> Tensor: ...
         def __setitem__(self, index, value) -> None: ...
 
+    # which of the open transformations of functions it belongs to (lifted.py); 0: to none
+    _level = 0
+
     __array_priority__ = 1000  # numpy_array * tensor asks the tensor
 
     def __init__(self, data=None, *, requires_grad: bool = False):
@@ -136,7 +139,7 @@ class Tensor:
 
     @property
     def is_cuda(self) -> bool:
-        return not isinstance(self.array, _ndarray)
+        return not isinstance(self.array, _ndarray) and backend_arrays.is_cuda(self.array)
 
     @property
     def nbytes(self) -> int:
@@ -456,6 +459,16 @@ def over(array) -> Tensor:
     if modes.special and modes.local.recording is not None:
         modes.local.recording.see(array)
     return wrap(array)
+
+
+def highest(values) -> Any:
+    """The tensor of the innermost transformation among some values (lifted.py); None if there are
+    only ordinary ones."""
+    top = None
+    for v in values:
+        if isinstance(v, Tensor) and v._level > (0 if top is None else top._level):
+            top = v
+    return top
 
 
 def version_of(tensor: Tensor) -> list:

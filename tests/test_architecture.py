@@ -20,10 +20,10 @@ LAYERS = (
     {"backend"},
     {"codegen"},
     {"ops"},
-    {"tensor", "autograd", "autocasting", "eager", "creation", "random", "foreach", "custom", "compiler"}
-    | {"tree", "backends"},
+    {"tensor", "autograd", "autocasting", "eager", "creation", "random", "foreach", "custom"}
+    | {"tree", "backends", "compiler", "lifted", "batching"},
     {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol", "linalg"}
-    | {"fft", "lists", "amp", "cuda"},
+    | {"fft", "lists", "amp", "cuda", "mapping"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},
 )

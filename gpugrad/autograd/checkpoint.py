@@ -46,7 +46,7 @@ def checkpoint(
         raise ValueError(
             f"determinism_check should be 'default' or 'none', got {determinism_check!r}"
         )
-    if modes.unusual and (not modes.local.grad or modes.local.forward):
+    if modes.unusual and (not modes.local.grad or modes.local.levels):
         return function(*args, **kwargs)  # nothing is kept anyway
     leaves, unflatten = tree.flatten((args, kwargs))
     places = [i for i, a in enumerate(leaves) if isinstance(a, Tensor) and a._node is not None]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from ..autocasting import autocasting
-from ..backend.arrays import _ndarray, array_module, backend_of, there
+from ..backend.arrays import _ndarray, array_module, backend_of, every_value, is_array, there
 from ..backend.cupy import when_loaded
 from ..backend.memory import LARGE, exclusive
 from ..backend.numpy import xp as np
@@ -640,7 +640,7 @@ def _check_anomaly(node: Node, parts) -> None:
     for position, d in enumerate(parts):
         if d is None or isinstance(d, Parts):
             continue
-        array = d.array if isinstance(d, Tensor) else d
+        array = every_value(d.array if isinstance(d, Tensor) else d)
         if array_module(array).isnan(array).any():
             raise RuntimeError(
                 f"Function '{node.name}' returned nan values in its {position}th output; the "
@@ -667,7 +667,7 @@ def _seed(tensor: Tensor, gradient):
         if array.__class__ is _ndarray and not array.shape:
             return wrap(_one(array.dtype))
         with there(array):
-            if array.__class__ is not _ndarray and not array.shape:
+            if not array.shape and is_array(array) and array.__class__ is not _ndarray:
                 return wrap(backend_of(array).one(array.dtype))
             return constant(array_module(array).ones(array.shape, array.dtype))
     if not isinstance(gradient, Tensor):
@@ -705,7 +705,7 @@ def _execute(tensors, gradients, retain_graph, create_graph, capture):
     roots, seeds = _prepare(tensors, gradients)
     keep = create_graph if retain_graph is None else retain_graph
     users = _count_users(roots) if capture is None else _count_users_towards(roots, capture)
-    with_tensors = create_graph or (modes.unusual and modes.local.forward > 0)
+    with_tensors = create_graph or (modes.unusual and modes.local.levels > 0)
     if not with_tensors:
         return _run(
             roots,

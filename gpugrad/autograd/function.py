@@ -169,11 +169,11 @@ class Function:
     @classmethod
     def apply(cls, *args, **kwargs):
         """Run ``forward`` without recording, and record the call as one operation."""
-        if modes.unusual and modes.local.forward:
+        if modes.unusual and modes.local.levels:
             raise RuntimeError(
                 f"{cls.__name__} is an autograd.Function, which states only its reverse "
-                f"derivative; it cannot be used inside "
-                "forward mode (jvp). Write it in tensor operations instead."
+                f"derivative; it cannot be used inside forward mode (jvp) or vmap. Write it in "
+                f"tensor operations instead."
             )
         recording = not modes.unusual or modes.local.grad
         edges = tuple(a._node if isinstance(a, Tensor) else None for a in args)

@@ -7,8 +7,8 @@ from ..backend.numpy import xp as np
 from ..codegen import cuda_index
 from ..codegen.cuda_index import HOLE as HOLE
 from .core import linear, not_differentiable, opaque
-from .elementwise import where
-from .shape import sum_to
+from .elementwise import ne, where
+from .shape import reshape, sum_to
 
 
 def _fill(pattern, indices) -> tuple:
@@ -127,8 +127,8 @@ def _embedding_add_transpose(h, g, index, *, shape, padding):
     rows = take(h, index, pattern=(HOLE,))
     if padding is None:
         return rows
-    numbers = getattr(index, "array", index)
-    return where((numbers != padding).reshape((*numbers.shape, 1)), rows, 0.0)
+    kept = reshape(ne(index, padding), shape=(*index.shape, 1))
+    return where(kept, rows, 0.0)
 
 
 embedding_add = linear(
@@ -164,9 +164,8 @@ def _put(x, v, *indices, pattern):
 
 def _put_transpose(g, x, v, *indices, pattern):
     """The written positions get no gradient; the value gets what they would have got."""
-    xp = array_module(g) if not hasattr(g, "array") else array_module(g.array)
-    kept = xp.ones(x.shape, bool)
-    kept[_fill(pattern, [getattr(i, "array", i) for i in indices])] = False
+    xp = array_module(getattr(g, "array", g))
+    kept = put(xp.ones(x.shape, bool), xp.zeros((), bool), *indices, pattern=pattern)
     return where(kept, g, 0.0), sum_to(take(g, *indices, pattern=pattern), shape=v.shape)
 
 

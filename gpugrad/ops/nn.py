@@ -11,7 +11,7 @@ from ..codegen import pooling as native
 from ..config import modes
 from . import convolution, reduce
 from .core import bilinear, joint, linear, not_differentiable, opaque
-from .elementwise import eq, exp, ge, log, rsqrt, square, sub, where
+from .elementwise import eq, exp, ge, log, ne, rsqrt, square, sub, where
 from .index import pick
 from .rows import (
     COLUMN,
@@ -131,9 +131,9 @@ def _nll_of_logits_vjp(g, out, x, target, *, scale, total):
 
 
 def _one_hot(target, x):
-    """An array like ``x`` with ones at the columns ``target``."""
-    target, x = (getattr(v, "array", v) for v in (target, x))
-    return (array_module(x).arange(x.shape[1]) == target[:, None]).astype(x.dtype)
+    """Like ``x`` with ones at the columns ``target``."""
+    columns = array_module(getattr(x, "array", x)).arange(x.shape[1])
+    return cast(eq(columns, reshape(target, shape=(*target.shape, 1))), dtype=x.dtype)
 
 
 nll_of_logits = opaque(
@@ -193,8 +193,7 @@ def _cross_entropy_of_logits_vjp(g, out, x, target, *count, hole, smoothing, tot
     (n,) = count or (1.0,)
     share = smoothing / x.shape[1]
     if hasattr(g, "array"):  # tensors
-        target = getattr(target, "array", target)
-        kept = (target != hole)[:, None].astype(x.dtype)
+        kept = reshape(cast(ne(target, hole), dtype=x.dtype), shape=(*target.shape, 1))
         wanted = _one_hot(target, x) * (1 - smoothing) + share
         return _nll_vjp(wanted, softmax(x, axis=1), -(g * kept) / n)
     found = cross_entropy_rows_vjp(total).program(x, target, hole, g, n, smoothing, share)
