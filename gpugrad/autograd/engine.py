@@ -780,6 +780,8 @@ def grad(
                     "used in the graph. Set allow_unused=True if this is the desired behavior."
                 )
         results.append(wrap(g) if g is not None and not isinstance(g, Tensor) else g)
+        if g is not None and modes.special and modes.local.recording is not None:
+            modes.local.recording.made(results[-1])
     return tuple(results)
 
 

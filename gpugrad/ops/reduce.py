@@ -9,7 +9,7 @@ from math import prod
 from ..backend.arrays import array_module
 from ..codegen import cuda_reduce
 from .core import linear, not_differentiable, opaque
-from .elementwise import eq, exp, isfinite, log, where
+from .elementwise import eq, exp, isfinite, log, mul, where
 from .rows import ELEMENT, ROW, RowFormula, row_max, row_sum
 from .shape import cast, flip, reshape, spread, sum_to
 
@@ -63,7 +63,7 @@ def _mean(x, *, axes, keepdims):
 
 def _mean_transpose(g, x, *, axes, keepdims):
     n = count(x.shape, axes)
-    return spread(_keep(g, x, axes, keepdims) * (1.0 / n if n else 1.0), shape=x.shape)
+    return spread(mul(_keep(g, x, axes, keepdims), 1.0 / n if n else 1.0), shape=x.shape)
 
 
 mean = linear(

@@ -56,6 +56,10 @@ def lower(node: Node, of: Arrays) -> Lowered | None:
     if call.__class__ is RowsCall:
         return _rows(call.program, node.inputs, of, outputs)
     if call.__class__ is OpCall:
+        if call.op.name == "spread":
+            return _plain(
+                [copy_task(np.broadcast_to(of(node.inputs[0]), outputs[0].shape), outputs[0])]
+            )
         found = _OPERATIONS.get(call.op.name)
         if found is not None:
             inputs = [of(i) for i in node.inputs]

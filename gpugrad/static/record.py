@@ -494,7 +494,7 @@ class Recorder:
         before: list = []
 
         def again() -> list:
-            before.append(generator.get_state())
+            before[:] = [generator.get_state()]
             call()
             return []
 

@@ -67,6 +67,8 @@ class Recording:
         for a, b in zip(self.places, other.places, strict=True):
             if not _same_result(a, b):
                 return f"it returned {a!r:.60}, then {b!r:.60}"
+        if self.hosts != other.hosts:
+            return "it counts, seeds or draws other things"
         grads = [[(_owner(t), v is None) for t, v in r.grads] for r in (self, other)]
         return None if grads[0] == grads[1] else "it changes the gradients of other tensors"
 

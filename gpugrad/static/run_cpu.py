@@ -9,10 +9,11 @@ calls NumPy between two runs of the list.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..backend.arrays import _ndarray
 from ..backend.numpy import xp as np
+from ..codegen import workers
 from ..codegen.rows import INDEX
 from ..codegen.tasks import TaskList
 from . import lower
@@ -20,6 +21,12 @@ from .graph import Graph, Node, OpCall, RowsCall, Value, expression_of
 from .sources import Live, LiveArray
 
 _ALIGN = 64  # a cache line, and the widest vector
+_READABLE = 0x101  # NumPy's flags for C-contiguous and aligned
+
+
+def _pool_address() -> int | None:
+    pool = workers.current()
+    return None if pool is None else pool.address
 
 
 class Fallback(Exception):
@@ -38,11 +45,8 @@ class NativeProgram:
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
         self.graph = graph
-        self._kept: list = []
-        self._arrays: dict[Value, _ndarray] = dict(graph.constants)
+        self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
-        self._status: list[tuple[array, str]] = []
-        self._bound: list = []
         self.steps: list = []
         self.fallbacks: list[str] = []
         self._built = False
@@ -53,8 +57,10 @@ class NativeProgram:
         """Plan memory and make tasks for inputs like these; live ones are bound to their memory."""
         graph = self.graph
         self._arrays = {v: np.array(a) for v, a in graph.constants.items()}
-        self._numbers, self._status, self.steps, self._kept = {}, [], [], []
-        self._copied: list[tuple[int, _ndarray]] = []
+        self._numbers, self.steps, self.fallbacks = {}, [], []
+        self._values: dict[Value, float] = {}
+        self._used_by_python: set[Value] = set()
+        self._copied: dict[Value, _ndarray] = {}
         self._fixed: list[tuple[int, _ndarray]] = []
         self._given: list[tuple[int, Value]] = []
         for place, (v, source, a) in enumerate(
@@ -63,9 +69,9 @@ class NativeProgram:
             if v.dtype is None:
                 self._given.append((place, v))
             elif not isinstance(source, (Live, LiveArray)):
-                own = np.empty(v.shape, v.dtype)
-                self._arrays[v] = own
-                self._copied.append((place, own))
+                self._arrays[v] = own = np.empty(v.shape, v.dtype)
+                self._given.append((place, v))
+                self._copied[v] = own
             else:
                 self._arrays[v] = a
                 self._fixed.append((place, a))
@@ -74,6 +80,7 @@ class NativeProgram:
         for number, node in enumerate(graph.nodes):
             self._lower(number, node)
         self._finish()
+        self._make_entry()
         self._built = True
 
     def _plan(self) -> None:
@@ -113,6 +120,7 @@ class NativeProgram:
         arguments = [self._of(i) if i not in numbers else i for i in node.inputs]
         outputs = [self._arrays[v] for v in node.outputs]
         evaluate, given = node.call.evaluate, self._values
+        self._used_by_python.update(v for v in node.values if v.dtype is not None)
         self.fallbacks.append(node.call.text.split(" ")[0])
 
         def step() -> None:
@@ -159,31 +167,103 @@ class NativeProgram:
 
     # ---- running it
 
-    _values: dict
-
     def __call__(self, *inputs) -> list | None:
         if not self._built or any(inputs[place] is not a for place, a in self._fixed):
-            self._values = {}
             self._build(inputs)
-        for place, own in self._copied:
-            own[...] = inputs[place]
-        for place, v in self._given:
-            number = inputs[place]
-            self._values[v] = number
+        outputs = self.entry(*[inputs[place] for place, _ in self._given])
+        return None if outputs is None else [a.copy() for a in outputs]
+
+    def _make_entry(self) -> None:
+        """The function that runs everything, written out: of the inputs that change from call to
+        call, to the arrays of the outputs, which the next call overwrites. For a step with one
+        argument and a learning rate it reads
+
+            def entry(v0, v7):
+                b0(v0)
+                t0[2] = v7
+                run(address, 0, 18, pool())
+                return (o0,)
+        """
+        shared = any(task.parts > 1 for task in self.tasks.tasks)
+        namespace: dict = {"run": self.tasks._call, "address": self.tasks._address}
+        namespace["pool"] = _pool_address
+        given = [v for _, v in self._given]
+        lines = [f"def entry({', '.join(f'v{v.number}' for v in given)}):"]
+
+        def name(prefix: str, value) -> str:
+            key = f"{prefix}{len(namespace)}"
+            namespace[key] = value
+            return key
+
+        for v in given:
+            if v in self._copied:
+                lines.append(f"    {name('b', self._binding(v))}(v{v.number})")
             for table, k in self._numbers.get(v, ()):
-                table[k] = number
-        run = self.tasks.run
+                lines.append(f"    {name('t', table)}[{k}] = v{v.number}")
+            if v.dtype is None:
+                lines.append(f"    {name('n', self._values)}[{name('k', v)}] = v{v.number}")
         for step in self.steps:
             if step.__class__ is list:
-                run(*step)
+                pool = "pool()" if shared else "None"
+                lines.append(f"    run(address, {step[0]}, {step[1]}, {pool})")
             else:
-                step()
+                lines.append(f"    {name('s', step)}()")
         for a, outcome in self._guards:
-            if bool(a.item()) is not outcome:
-                return None
+            lines.append(f"    if bool({name('g', a)}.item()) is not {outcome}: return None")
         for source, to in self._stores:
-            to[...] = source
-        return [a.copy() for a in self._outputs]
+            lines.append(f"    {name('to', to)}[...] = {name('from', source)}")
+        outputs = "".join(f"{name('o', a)}, " for a in self._outputs)
+        lines.append(f"    return ({outputs})")
+        exec(compile("\n".join(lines), "<gpugrad native program>", "exec"), namespace)
+        self.entry: Callable[..., tuple | None] = namespace["entry"]
+
+    def _binding(self, v: Value) -> Callable[[_ndarray], None]:
+        """A function that lets the program read an array given with a call: where it is, if the
+        tasks can read it there, else from a copy."""
+        own = self._copied[v]
+        words = [
+            (task.table, k)
+            for task in self.tasks.tasks
+            for k, word in enumerate(task.table)
+            if word == id(own)
+        ]
+        seen_by_tasks = (a for task in self.tasks.tasks for a in _arrays_in(task.keep))
+        viewed = any(
+            a is not own and np.may_share_memory(a, own)
+            for a in (*self._arrays.values(), *seen_by_tasks)
+        )
+        if viewed or v in self._used_by_python or not own.size:
+
+            def copy(a) -> None:
+                own[...] = a
+
+            return copy
+        written = [self._arrays[target] for target, _ in self.graph.stores]
+        low = min([a.ctypes.data for a in written], default=0)
+        high = max([a.ctypes.data + a.nbytes for a in written], default=0)
+        seen = own
+
+        def bind(a) -> None:
+            nonlocal seen
+            if a is seen:
+                return
+            if a.flags.num & _READABLE == _READABLE and not low <= a.ctypes.data < high:
+                here = seen = a
+            else:  # strided, or maybe overwritten while it is read
+                own[...] = a
+                here, seen = own, None
+            for table, k in words:
+                table[k] = id(here)
+
+        return bind
+
+
+def _arrays_in(kept) -> Iterator[_ndarray]:
+    if kept.__class__ is _ndarray:
+        yield kept
+    elif isinstance(kept, (tuple, list)):
+        for k in kept:
+            yield from _arrays_in(k)
 
 
 def _copy(source, to) -> Callable[[], None]:
@@ -289,8 +369,9 @@ class _Planner:
             new = [v for v in node.outputs if v not in self.arrays and v not in self.roots]
             dead = dying.get(k, [])
             for v in new:
-                partner = next((w for w in dead if elementwise and w in places and w not in new
-                                and _same(v, w) and self._read_as_it_is(node, w)), None)  # fmt: skip
+                fitting = (w for w in dead if w in places and w not in new and _same(v, w))
+                fitting = (w for w in fitting if elementwise and self._read_as_it_is(node, w))
+                partner = next(fitting, None)
                 if partner is not None:
                     places[v] = places.pop(partner)
                     dead.remove(partner)
