@@ -51,10 +51,10 @@ MOST_PARTS = (1 << 12) - 1
 # last. A part costs some 50 ns to claim.
 PARTS = min(MOST_PARTS, 4 * (os.cpu_count() or 1))
 
-# Rounds a worker looks for the next job before it sleeps: some 10 us with x86's pause, then 1-2 ms in
-# which it offers its core to others each time. In a loop over training steps it should not sleep:
-# waking it takes 4-40 us where cores are idle, and a time slice where they are not. With all threads
-# on one core a task of 0.6 us takes 2.1 us on average, 2.4-6 without the offers.
+# Rounds a worker looks for the next job before it sleeps: some 10 us with x86's pause, then 1-2 ms
+# in which it offers its core to others each time. In a loop over training steps it should not
+# sleep: waking it takes 4-40 us where cores are idle, and a time slice where they are not. With all
+# threads on one core a task of 0.6 us takes 2.1 us on average, 2.4-6 without the offers.
 _SPIN, _OFFERS = 500, 4000
 # Rounds the caller waits for the last parts before it offers its core to the thread it waits for.
 _PATIENCE = 500
