@@ -18,6 +18,20 @@ class Changed(RuntimeError):
     """What a compiled program was recorded with is no longer so: it is recorded anew."""
 
 
+class _Counter:
+    """A number that only grows."""
+
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+
+# How often an attribute of a module was written: compiled programs look at the attributes of their
+# modules (``training``, ``p``) again when it has changed.
+module_writes = _Counter()
+
+
 def is_compiling() -> bool:
     """Whether this thread is recording a compiled program, as ``torch.compiler.is_compiling``.
 

@@ -4,7 +4,7 @@ hence with all derivatives."""
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from . import creation, functions
@@ -16,6 +16,7 @@ from .backend.numpy import xp as np
 from .config import modes
 from .dtypes import finfo, is_floating, is_half
 from .eager import decide, elementwise, run_arrays, shape_of_values, verify
+from .foreach import foreach
 from .functions import flatten as flatten
 from .functions import log_softmax, overwrite, sigmoid, softmax, tanh
 from .ops import attention as attention_ops
@@ -722,6 +723,17 @@ def batch_norm(
     return _scale_channels(centred * functions.rsqrt(variance + eps), weight, bias)
 
 
+@cache
+def _follow():
+    """Running averages as an update of their own, which compiled programs repeat."""
+
+    @foreach
+    def follow(average, moment, *, kept, by):
+        return average * kept + moment * by
+
+    return follow
+
+
 def _batch_norm_row(input, running_mean, running_var, weight, bias, training, momentum, eps):
     """``batch_norm`` on CUDA: one operation for the moments and running averages, one to scale."""
     channels = input.shape[1]
@@ -733,9 +745,16 @@ def _batch_norm_row(input, running_mean, running_var, weight, bias, training, mo
     mean, variance = running_mean, running_var
     if training:
         running = () if running_mean is None else (running_mean, running_var)
-        moments = nn_ops.channel_moments(input.detach(), *running, momentum=momentum)
-        bump_versions([running])
-        mean, variance = wrap(moments.array[0]), wrap(moments.array[1])
+        if modes.special and modes.local.recording is not None:
+            mean, variance = nn_ops.channel_moments(input.detach())
+            if running:
+                n = input.numel() // channels
+                _follow()([running_mean], [mean], kept=1 - momentum, by=momentum)
+                _follow()([running_var], [variance], kept=1 - momentum, by=momentum * n / (n - 1))
+        else:
+            moments = nn_ops.channel_moments(input.detach(), *running, momentum=momentum)
+            bump_versions([running])
+            mean, variance = wrap(moments.array[0]), wrap(moments.array[1])
     return nn_ops.batch_norm(input, weight, bias, mean, variance, eps=eps, training=training)
 
 
@@ -934,7 +953,11 @@ def _all_count(target, classes: int, ignore_index: int) -> bool:
     values = target.array
     if not isinstance(values, np.ndarray) or values.dtype != np.int64 or not values.size:
         return False
-    return not 0 <= ignore_index < classes and decide(_all_below, target, bound=classes)
+    if 0 <= ignore_index < classes:
+        return False
+    if modes.special and modes.local.recording is not None and _all_below(values, bound=classes):
+        return True  # the kernel looks again at every call, and a program goes another way then
+    return decide(_all_below, target, bound=classes)
 
 
 def _all_below(values, *, bound: int):

@@ -12,6 +12,8 @@ import gpugrad as gg
 from .hooks import Hooks, RemovableHandle, call_with_hooks
 from .parameter import Buffer, Parameter
 
+_writes = gg.compiler.module_writes
+
 PARAMETER, BUFFER, MODULE = "parameter", "buffer", "module"
 
 
@@ -91,6 +93,7 @@ class Module:
             kind = self._registered.get(name)
             if kind is None:
                 object.__setattr__(self, name, value)
+                _writes.count += 1
                 return
             if value is not None and not (kind == BUFFER and isinstance(value, gg.Tensor)):
                 raise TypeError(

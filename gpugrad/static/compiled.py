@@ -18,11 +18,11 @@ from ..config import modes, settings
 from ..errors import at
 from ..tensor import Tensor
 from ..tree import flatten
-from . import checking
+from . import checking, fast
 from .graph import Graph
 from .recording import Recording, record
 from .replay import MISS, ReplayedProgram
-from .surroundings import Surroundings
+from .surroundings import Identity, Surroundings
 
 # Recordings that may differ before a variant is given up.
 _ATTEMPTS = 6
@@ -43,18 +43,24 @@ class Compiled:
         self.__doc__ = function.__doc__
         self._function, self._checks = function, check
         self._borrow, self._dynamic, self._fullgraph = outputs == "borrow", dynamic, fullgraph
-        self._surroundings = Surroundings(function)
+        self.surroundings = Surroundings(function)
         self._variants: dict[Any, Variant] = {}
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._warned: set[str] = set()
+        self._fast: Callable[[Sequence], Any] | None = None  # the short way to the last program
         self.calls = 0
 
     def __call__(self, *args, **kwargs):
+        short = self._fast
+        if short is not None and not kwargs:
+            result = short(args)
+            if result is not MISS:
+                return result
         if modes.special:  # another recorder, forward mode, ...: as a part of that
             return self._function(*args, **kwargs)
         leaves, rebuild = flatten((args, kwargs)) if args or kwargs else ((), _no_arguments)
         key = self._key(leaves, args, kwargs)
-        with self._lock:
+        with self.lock:
             self.calls += 1
             variant = self._variants.get(key)
             if variant is None:
@@ -82,10 +88,18 @@ class Compiled:
             else:
                 result = program(leaves)
             if result is not MISS:
+                self._shorten(program, args, kwargs)
                 if k:  # the way that was gone last is tried first
                     variant.programs.insert(0, variant.programs.pop(k))
                 return result
         return self._record(variant, args, kwargs, leaves, rebuild)
+
+    def _shorten(self, program: ReplayedProgram, args, kwargs) -> None:
+        """Make a short way for calls like one that was just replayed."""
+        self._fast = None
+        if program.has_short_way and not kwargs and not self._checks:
+            self._fast = fast.make(self, program, args)
+            program.has_short_way = self._fast is not None
 
     # ---- variants
 
@@ -103,7 +117,7 @@ class Compiled:
         if leaves:
             key.append(_structure(args))
             key.append(_structure(kwargs))
-        key.extend(self._surroundings.values())
+        key.extend(self.surroundings.values())
         return tuple(key)
 
     def _new_variant(self, key) -> Variant:
@@ -116,7 +130,7 @@ class Compiled:
         return variant
 
     def _record(self, variant: Variant, args, kwargs, leaves: Sequence, rebuild: Callable):
-        self._surroundings.refresh()
+        self.surroundings.refresh()
         result, recording = record(self._function, args, kwargs, leaves, variant.previous)
 
         def function(leaves: Sequence):
@@ -233,23 +247,8 @@ def _hashable(leaf):
     try:
         hash(leaf)
     except TypeError:
-        return _Identity(leaf)
+        return Identity(leaf)
     return leaf
-
-
-class _Identity:
-    """An object that cannot be hashed, as itself: kept, so that its identity comes once."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value):
-        self.value = value
-
-    def __eq__(self, other) -> bool:
-        return other.__class__ is _Identity and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 def _structure(tree) -> Any:

@@ -14,6 +14,7 @@ class DrawCall(Call):
 
     __slots__ = ("host",)
     kind = "draw"
+    pure = False
 
     def __init__(self, host: Host):
         self.host = host

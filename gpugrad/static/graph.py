@@ -6,14 +6,16 @@ a later value, and ``stores`` say which tensors outside take a value at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..backend.numpy import xp as np
 from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
 from ..codegen.rows import RowProgram
 from ..dtypes import float32
 from ..ops.core import Elementwise, Meta, Op, run_program
+from . import text
 
 
 class Value:
@@ -46,6 +48,8 @@ class Call:
 
     __slots__ = ()
     kind = "call"
+    # equal calls of equal values give equal results, and nobody notices if they are left out
+    pure = True
 
     def evaluate(self, args: Sequence) -> Sequence:
         raise NotImplementedError
@@ -76,7 +80,7 @@ class OpCall(Call):
 
     @property
     def text(self) -> str:
-        return f"{self.op.name}{_parameters(self.params)}"
+        return f"{self.op.name}{text.parameters(self.params)}"
 
 
 class VjpCall(Call):
@@ -103,7 +107,7 @@ class VjpCall(Call):
     @property
     def text(self) -> str:
         needs = "".join("1" if need else "0" for need in self.needs)
-        return f"{self.op.name}.vjp:{needs}{_parameters(self.params)}"
+        return f"{self.op.name}.vjp:{needs}{text.parameters(self.params)}"
 
 
 class ProgramCall(Call):
@@ -128,8 +132,8 @@ class ProgramCall(Call):
 
     @property
     def text(self) -> str:
-        outputs = ", ".join(map(repr, self.program.outputs))
-        return f"program ({', '.join(self.program.inputs)}) -> {outputs}"
+        outputs = [("", e) for e in self.program.outputs]
+        return f"{self.kind} {text.program(self.program.inputs, outputs)}"
 
 
 class UpdateCall(ProgramCall):
@@ -169,9 +173,9 @@ class RowsCall(Call):
 
     @property
     def text(self) -> str:
-        inputs = ", ".join(f"{name}: {kind}" for name, kind in self.program.inputs.items())
-        outputs = ", ".join(f"{kind} {e!r}" for kind, e in self.program.outputs)
-        return f"rows ({inputs}) -> {outputs}"
+        inputs = [f"{name}: {kind}" for name, kind in self.program.inputs.items()]
+        outputs = [(f"{kind} ", e) for kind, e in self.program.outputs]
+        return f"rows {text.program(inputs, outputs)}"
 
 
 class FunctionCall(Call):
@@ -191,8 +195,7 @@ class FunctionCall(Call):
 
     @property
     def text(self) -> str:
-        name = getattr(self.function, "__name__", repr(self.function))
-        return f"{name}{_parameters(self.params)}"
+        return f"{text.function_name(self.function)}{text.parameters(self.params)}"
 
 
 class CheckCall(Call):
@@ -200,6 +203,7 @@ class CheckCall(Call):
 
     __slots__ = ("function", "params")
     kind = "check"
+    pure = False
 
     def __init__(self, function, params: dict):
         self.function, self.params = function, params
@@ -213,11 +217,7 @@ class CheckCall(Call):
 
     @property
     def text(self) -> str:
-        return f"check {self.function.__name__}{_parameters(self.params)}"
-
-
-def _parameters(params: dict) -> str:
-    return f"[{', '.join(f'{k}={v!r}' for k, v in params.items())}]" if params else ""
+        return f"check {text.function_name(self.function)}{text.parameters(self.params)}"
 
 
 def frozen(value) -> Any:
@@ -317,15 +317,45 @@ class Graph:
         for v, source in zip(self.inputs, self.sources, strict=True):
             lines.append(f"  {v!r}: {v.type} <- {source}")
         for v, array in self.constants.items():
-            lines.append(f"  {v!r}: {v.type} = constant{_preview(array)}")
+            lines.append(f"  {v!r}: {v.type} = {text.constant(v, array)}")
         lines += [f"  {node!r}" for node in self.nodes]
         lines += [f"  guard {v!r} is {outcome}" for v, outcome in self.guards]
         lines += [f"  store {i!r} <- {v!r}" for i, v in self.stores]
         lines.append(f"  return {', '.join(map(repr, self.outputs))}")
         return "\n".join(lines)
 
-    def check(self) -> None:
-        """Raise ValueError unless every value is made once, before it is used."""
+    @staticmethod
+    def parse(text: str, constants: Mapping[str, Any] | None = None) -> Graph:
+        """The graph of a text that ``str(graph)`` gave.
+
+        Inputs have descriptions for sources. Constants that are not written out are taken from
+        ``constants``, by their names (``"%5"``). What a text cannot hold (functions that are not
+        gpugrad's, random draws) raises ValueError.
+        """
+        from .parse import parse
+
+        return parse(text, constants)
+
+    def to_dot(self) -> str:
+        """The graph in the language of Graphviz."""
+        from .dot import to_dot
+
+        return to_dot(self)
+
+    @property
+    def svg(self) -> str:
+        """A drawing; needs the package graphviz and the programs of Graphviz."""
+        from .dot import to_svg
+
+        return to_svg(self)
+
+    def check(self, evaluate: bool = False) -> None:
+        """Raise ValueError unless every value is made once, before it is used, and every input is
+        stored to once at most, by a value of its type.
+
+        ``evaluate`` also computes every node on zeros, to see that results are of the shapes and
+        dtypes that the graph states.
+        """
         made = {*self.inputs, *self.constants}
         for node in self.nodes:
             for v in node.values:
@@ -335,20 +365,41 @@ class Graph:
                 if v in made:
                     raise ValueError(f"{v!r} is computed twice, the second time by {node!r}")
                 made.add(v)
+            if evaluate:
+                _check_types(node)
         for v in self.results():
             if v not in made:
                 raise ValueError(f"{v!r} is a result, and nothing computes it")
+        stored: set[Value] = set()
         for target, v in self.stores:
             if target not in self.inputs:
                 raise ValueError(f"{v!r} is stored to {target!r}, which is no input")
+            if target in stored:
+                raise ValueError(f"{target!r} is stored to twice")
+            stored.add(target)
             if (target.shape, target.dtype) != (v.shape, v.dtype):
                 raise ValueError(
                     f"{v!r} of type {v.type} is stored to {target!r} of type {target.type}"
                 )
 
 
-def _preview(array) -> str:
-    return f" {array.item()}" if array.size == 1 and array.__class__.__module__ == "numpy" else ""
+def _check_types(node: Node) -> None:
+    """Compute a node on zeros of the CPU: its results must be of the types of its outputs."""
+    if not node.call.pure:  # checks of zeros may fail, draws have no arguments
+        return
+    args = [_zeros(i) if i.__class__ is Value else i for i in node.inputs]
+    with np.errstate(all="ignore"):
+        results = list(node.call.evaluate(args))
+    if len(results) != len(node.outputs):
+        raise ValueError(f"there are {len(results)} results of {node!r}")
+    for v, r in zip(node.outputs, results, strict=True):
+        found = (tuple(np.shape(r)), np.asarray(r).dtype)
+        if found != (v.shape, v.dtype):
+            raise ValueError(f"{v!r} is {found[1]}{list(found[0])} in fact, in {node!r}")
+
+
+def _zeros(v: Value) -> Any:
+    return 1.0 if v.dtype is None else np.zeros(v.shape or (), v.dtype)
 
 
 def expression_of(node: Node) -> Program | None:

@@ -47,6 +47,8 @@ class Recording:
     graph: Graph
     places: list
     rebuild: Callable
+    single: bool  # one leaf is returned, in no structure
+    function: Callable
     count: int
     grads: list
     derivative: compose.Derivative | None
@@ -102,6 +104,7 @@ def record(
     try:
         result = function(*args, **kwargs)
         recording = _finish(recorder, result, leaves)
+        recording.function = function
     finally:
         modes.leave(special=True)
         modes.local.recording = outer
@@ -129,6 +132,7 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
             computed.append(wrap(leaf) if bare else leaf)
     recording = Recording(recorder, _escaped(recorder, computed))
     recording.places, recording.rebuild, recording.count = places, rebuild, len(computed)
+    recording.single = not isinstance(result, (tuple, list, dict))
     derivative = compose.differentiate(recorder, computed, leaves)
     nodes = recorder.graph.nodes
     recording.forward = set(nodes if derivative is None else nodes[: derivative.first])

@@ -36,7 +36,7 @@ class ReplayedProgram:
             self._saved = len(saved)
             self._make_second(second, graph)
         self.recorded = graph
-        self.graph, self._hosts = with_draws(passes.optimize(graph), recording.hosts)
+        self.graph, self.hosts = with_draws(passes.optimize(graph), recording.hosts)
         self.run = runner_for(self.graph)
         self._reads = [self._reader(source) for source in self.graph.sources]
         self._types = [(v.shape, v.dtype) for v in self.graph.inputs]
@@ -46,12 +46,17 @@ class ReplayedProgram:
         self._stores = [self.graph.inputs.index(target) for target, _ in self.graph.stores]
         self.compile_seconds = time.perf_counter() - start
         self.calls = 0
+        self.has_short_way = True
+        code = getattr(recording.function, "__code__", None)
+        name = getattr(recording.function, "__name__", type(recording.function).__name__)
+        # what errors about stale values name as the line that wrote them
+        self.line = (code.co_filename, code.co_firstlineno) if code else (f"compiled {name}", 0)
 
     def _reader(self, source) -> tuple:
         if source.__class__ is Argument:
             return (0, source.place)
         if source.__class__ is HostResult:
-            number = next(k for k, h in enumerate(self._hosts) if h is source.host)
+            number = next(k for k, h in enumerate(self.hosts) if h is source.host)
             return (1, number, source.place)
         if source.__class__ is ArgumentGrad:
             return (2, source.place)
@@ -146,15 +151,15 @@ class ReplayedProgram:
 
     def undo(self) -> None:
         """Take back what the hosts counted."""
-        for host in self._hosts[::-1]:
+        for host in self.hosts[::-1]:
             if host.undo is not None:
                 host.undo()
 
     def _inputs(self, leaves: Sequence) -> list | None:
         answers = ()
-        if self._hosts:
+        if self.hosts:
             try:
-                answers = [host.call() for host in self._hosts]
+                answers = [host.call() for host in self.hosts]
             except Changed:
                 return None
         inputs: list = []

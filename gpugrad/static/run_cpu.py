@@ -49,7 +49,7 @@ class NativeProgram:
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
         self.steps: list = []
         self.fallbacks: list[str] = []
-        self._built = False
+        self.built = False
 
     # ---- making it
 
@@ -62,15 +62,15 @@ class NativeProgram:
         self._used_by_python: set[Value] = set()
         self._copied: dict[Value, _ndarray] = {}
         self._fixed: list[tuple[int, _ndarray]] = []
-        self._given: list[tuple[int, Value]] = []
+        self.given: list[tuple[int, Value]] = []
         for place, (v, source, a) in enumerate(
             zip(graph.inputs, graph.sources, inputs, strict=True)
         ):
             if v.dtype is None:
-                self._given.append((place, v))
+                self.given.append((place, v))
             elif not isinstance(source, (Live, LiveArray)):
                 self._arrays[v] = own = np.empty(v.shape, v.dtype)
-                self._given.append((place, v))
+                self.given.append((place, v))
                 self._copied[v] = own
             else:
                 self._arrays[v] = a
@@ -81,7 +81,7 @@ class NativeProgram:
             self._lower(number, node)
         self._finish()
         self._make_entry()
-        self._built = True
+        self.built = True
 
     def _plan(self) -> None:
         _Planner(self.graph, self._arrays).run()
@@ -158,7 +158,7 @@ class NativeProgram:
     @property
     def num_kernels(self) -> int:
         """Native tasks, and calls of Python between them."""
-        return len(self.tasks) + len(self.fallbacks) if self._built else len(self.graph.nodes)
+        return len(self.tasks) + len(self.fallbacks) if self.built else len(self.graph.nodes)
 
     @property
     def num_runs(self) -> int:
@@ -168,9 +168,9 @@ class NativeProgram:
     # ---- running it
 
     def __call__(self, *inputs) -> list | None:
-        if not self._built or any(inputs[place] is not a for place, a in self._fixed):
+        if not self.built or any(inputs[place] is not a for place, a in self._fixed):
             self._build(inputs)
-        outputs = self.entry(*[inputs[place] for place, _ in self._given])
+        outputs = self.entry(*[inputs[place] for place, _ in self.given])
         return None if outputs is None else [a.copy() for a in outputs]
 
     def _make_entry(self) -> None:
@@ -187,7 +187,7 @@ class NativeProgram:
         shared = any(task.parts > 1 for task in self.tasks.tasks)
         namespace: dict = {"run": self.tasks._call, "address": self.tasks._address}
         namespace["pool"] = _pool_address
-        given = [v for _, v in self._given]
+        given = [v for _, v in self.given]
         lines = [f"def entry({', '.join(f'v{v.number}' for v in given)}):"]
 
         def name(prefix: str, value) -> str:

@@ -13,7 +13,8 @@ from .sources import Host
 def runner_for(graph: Graph) -> Callable[..., Sequence | None]:
     """Native tasks for graphs of CPU arrays where there is a compiler, a captured CUDA graph for
     those of one CUDA device, else lines of Python."""
-    if any(v.device is not None for v in graph.inputs):
+    values = [*graph.inputs, *graph.constants, *[v for n in graph.nodes for v in n.outputs]]
+    if any(v.device is not None for v in values):
         from . import run_cuda
 
         if run_cuda.device_of(graph) is not None:

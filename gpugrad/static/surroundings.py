@@ -6,49 +6,76 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..compiler import module_writes
+
 _PLAIN = (bool, int, float, complex, str, type(None))
 
 
 class Surroundings:
-    """Numbers and strings in the closure and among the globals of a function, and the training
-    flags of the modules it reaches: they are part of what a variant is looked up by.
+    """What the closure and the globals of a function hold, and the plain attributes (``training``,
+    ``p``) of the modules it reaches: they are part of what a variant is looked up by.
 
     Attributes of other objects, and what functions called by this one read, are not looked at.
     """
 
     def __init__(self, function: Callable):
         self.function = function
-        code, self._globals = _code_of(function)
+        code, self.globals = _code_of(function)
         names = sorted(set(_global_names(code))) if code is not None else []
-        self._names = [n for n in names if n in self._globals]
-        self._cells = list(getattr(_plain(function), "__closure__", None) or ())
+        self.names = [n for n in names if n in self.globals]
+        self.cells = list(getattr(_plain(function), "__closure__", None) or ())
         self._modules: list[Any] = []
+        self._of_modules: tuple = ()
+        self._seen = -1
         self.refresh()
 
     def refresh(self) -> None:
         """Find the modules again: a submodule may have been added."""
         roots = [self.function, getattr(self.function, "__self__", None)]
-        roots += [self._globals[n] for n in self._names if n in self._globals]
-        roots += [c for cell in self._cells for c in _contents(cell)]
+        roots += [self.globals[n] for n in self.names if n in self.globals]
+        roots += [c for cell in self.cells for c in _contents(cell)]
         self._modules = [m for root in roots if _is_module(root) for m in root.modules()]
+        self._seen = -1
+
+    def objects(self) -> list:
+        """What the closure and the globals hold now."""
+        found = [c for cell in self.cells for c in _contents(cell)]
+        return found + [self.globals.get(name) for name in self.names]
 
     def values(self) -> list:
-        """Numbers, strings and flags as they are now."""
-        found: list = []
-        for cell in self._cells:
-            for c in _contents(cell):
-                found.append(_key(c))
-        for name in self._names:
-            found.append(_key(self._globals.get(name)))
-        for m in self._modules:
-            found.append(m.training)
-        return found
+        """The same as parts of a key: numbers and strings by value, others by identity; and the
+        plain attributes of the modules, looked at again when a module was written to."""
+        if self._seen != module_writes.count:
+            self._seen = module_writes.count
+            plain = [
+                (name, value.__class__, value)
+                for m in self._modules
+                for name, value in vars(m).items()
+                if value.__class__ in _PLAIN
+            ]
+            self._of_modules = tuple(plain)
+        return [*map(_key, self.objects()), self._of_modules]
 
 
 def _key(value):
     if value.__class__ in _PLAIN:
         return (value.__class__, value)
-    return None
+    return Identity(value)
+
+
+class Identity:
+    """An object as itself, whatever it says of equality; kept, so that its identity comes once."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other) -> bool:
+        return other.__class__ is Identity and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _contents(cell) -> Iterator[Any]:

@@ -204,7 +204,7 @@ def as_program(
     renamed |= {n: f"n{k}" for k, n in enumerate(numbers)}
     env = {n: variable(new) for n, new in renamed.items()}
     full = frozenset(renamed[n] for n in arrays if leaves[n].shape == shape)
-    program = _program(
+    program = interned_program(
         tuple(evaluate(outputs, env, exactly)), tuple(renamed[n] for n in (*arrays, *numbers)), full
     )
     return program, [leaves[n] for n in (*arrays, *numbers)]
@@ -215,5 +215,8 @@ def _is_array(leaf) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _program(outputs: tuple[Expr, ...], inputs: tuple[str, ...], full: frozenset) -> Program:
+def interned_program(
+    outputs: tuple[Expr, ...], inputs: tuple[str, ...], full: frozenset
+) -> Program:
+    """The one program of these expressions, with its kernels."""
     return Program(outputs, inputs, full)

@@ -11,7 +11,7 @@ from typing import Any
 from ...backend.arrays import backend_of, is_array, there
 from ...backend.numpy import xp as np
 from ...codegen.expr import Expr, build, exactly, inputs_of, topological
-from ..graph import CheckCall, Graph, Node, OpCall, ProgramCall, Value, frozen_input
+from ..graph import Graph, Node, OpCall, ProgramCall, Value, frozen_input
 from .pointwise import Expressions, as_program, pointwise
 from .rewriting import Replacements
 
@@ -20,11 +20,11 @@ _GROWTH = 1 << 16
 
 
 def drop_dead(graph: Graph) -> Graph:
-    """Leave out what no result needs; checks stay."""
+    """Leave out what no result needs; checks and random draws stay."""
     needed = set(graph.results()) | {target for target, _ in graph.stores}
     kept = []
     for node in reversed(graph.nodes):
-        if node.call.__class__ is CheckCall or any(v in needed for v in node.outputs):
+        if not node.call.pure or any(v in needed for v in node.outputs):
             kept.append(node)
             needed.update(node.values)
     new = graph.with_nodes(kept[::-1])
@@ -43,8 +43,8 @@ def fold_constants(graph: Graph) -> Graph:
     constants = dict(graph.constants)
     kept, returned = [], set(graph.outputs)
     for node in graph.nodes:
-        constant = all(v in constants for v in node.values)
-        if not constant or not node.outputs or not returned.isdisjoint(node.outputs):
+        constant = node.call.pure and all(v in constants for v in node.values)
+        if not constant or not returned.isdisjoint(node.outputs):
             kept.append(node)
             continue
         arrays = _evaluated(node, constants)
@@ -81,13 +81,13 @@ def _bytes(v: Value) -> int:
 def share_common(graph: Graph) -> Graph:
     """Compute once what several nodes compute: the same call of the same values.
 
-    All calls are pure; checks are kept.
+    Checks and random draws are kept.
     """
     replaced, kept = Replacements(graph), []
     seen: dict[tuple, Node] = {}
     for old in graph.nodes:
         node = replaced.renewed(old)
-        if node.call.__class__ is CheckCall:
+        if not node.call.pure:
             kept.append(node)
             continue
         key = (node.call.key(), tuple([_key_of(i) for i in node.inputs]))

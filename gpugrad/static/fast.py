@@ -1,0 +1,194 @@
+"""The short way to a replay: one written-out function that checks that nothing has changed since
+the last call, runs the native program, and wraps what it computed.
+
+It serves calls with tensors and numbers as positional arguments, of programs without a derivative,
+and answers ``MISS`` for everything that the general way (``compiled.py``) has to look at. For a
+training step with one argument it reads
+
+    def fast(args):
+        if modes.unusual or writes.count != 12 or settings.default_dtype is not d: return MISS
+        if c0.cell_contents is not o0 or globals["lr"] is not o1: return MISS
+        if len(args) != 1: return MISS
+        x0 = args[0]
+        if x0.__class__ is not Tensor or x0._node is not None or x0.grad is not None: return MISS
+        a0 = x0.array
+        if a0.shape != s0 or a0.dtype is not t0: return MISS
+        if p0.array is not q0 or p0._node is None: return MISS
+        with lock:
+            r = entry(a0)
+            if r is None: return MISS
+            note_writes()
+            p0.grad = g0
+            return wrap(r[0].copy())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..compiler import Changed, module_writes
+from ..config import modes, settings
+from ..tensor import Tensor, clock, wrap
+from .recording import Place
+from .replay import MISS, ReplayedProgram
+from .run_cpu import NativeProgram
+from .sources import Argument, HostResult, Live, LiveArray
+
+
+class _Source:
+    """Lines of a function and the names they use."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+        self.names: dict[str, Any] = {}
+
+    def name(self, value) -> str:
+        key = f"k{len(self.names)}"
+        self.names[key] = value
+        return key
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+
+    def unless(self, *conditions: str) -> None:
+        """Leave the short way unless all conditions hold."""
+        self.lines.append(f"    if not ({' and '.join(conditions)}): return MISS")
+
+
+def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequence], Any] | None:
+    """The short way for calls like this one, or None where there is none."""
+    run, recording = program.run, program.recording
+    if run.__class__ is not NativeProgram or not run.built or recording.derivative is not None:
+        return None
+    if not all(isinstance(a, Tensor) or a.__class__ in (int, float, bool, str) for a in args):
+        return None
+    known = (Argument, HostResult, Live, LiveArray)
+    if not all(s.__class__ in known for s in program.graph.sources):
+        return None
+    if any(t.__class__ is Argument for t, _ in recording.grads):
+        return None
+    s = _Source()
+    s.names.update(MISS=MISS, modes=modes, writes=module_writes, settings=settings, Tensor=Tensor,
+                   wrap=wrap, lock=compiled.lock, entry=run.entry, program=program)  # fmt: skip
+    _check_surroundings(s, compiled.surroundings)
+    arrays = _check_arguments(s, args)
+    _check_live(s, program)
+    s.add("    with lock:")
+    _run(s, program, run, arrays)
+    _leave(s, program, run)
+    exec(compile("\n".join(["def fast(args):", *s.lines]), "<gpugrad replay>", "exec"), s.names)
+    return s.names["fast"]
+
+
+def _check_surroundings(s: _Source, surroundings) -> None:
+    dtype = s.name(settings.default_dtype)
+    s.unless("not modes.unusual", f"writes.count == {module_writes.count}",
+             f"settings.default_dtype is {dtype}")  # fmt: skip
+    conditions = []
+    for cell in surroundings.cells:
+        conditions.append(f"{s.name(cell)}.cell_contents is {s.name(cell.cell_contents)}")
+    table = s.name(surroundings.globals)
+    for name in surroundings.names:
+        conditions.append(f"{table}[{name!r}] is {s.name(surroundings.globals[name])}")
+    if conditions:
+        s.unless(*conditions)
+
+
+def _check_arguments(s: _Source, args: Sequence) -> dict[int, str]:
+    """The names of the arguments' arrays, by place."""
+    arrays: dict[int, str] = {}
+    s.unless(f"len(args) == {len(args)}")
+    for k, a in enumerate(args):
+        s.add(f"    x{k} = args[{k}]")
+        if not isinstance(a, Tensor):
+            s.unless(f"x{k}.__class__ is {s.name(a.__class__)}", f"x{k} == {s.name(a)}")
+            continue
+        node = "is not None" if a._node is not None else "is None"
+        s.unless(f"x{k}.__class__ is {s.name(a.__class__)}", f"x{k}._node {node}",
+                 f"x{k}.grad {'is None' if a.grad is None else 'is not None'}")  # fmt: skip
+        s.add(f"    a{k} = x{k}.array")
+        s.unless(f"a{k}.__class__ is {s.name(a.array.__class__)}",
+                 f"a{k}.shape == {s.name(a.array.shape)}",
+                 f"a{k}.dtype is {s.name(a.array.dtype)}")  # fmt: skip
+        arrays[k] = f"a{k}"
+    return arrays
+
+
+def _check_live(s: _Source, program: ReplayedProgram) -> None:
+    conditions = []
+    for source in program.graph.sources:
+        if source.__class__ is Live:
+            t = s.name(source.tensor)
+            conditions.append(f"{t}.array is {s.name(source.tensor.array)}")
+            negated = "not " if source.tensor._node is not None else ""
+            conditions.append(f"{t}._node is {negated}None")
+    without = program.recording.entered_without
+    for tensor, _ in program.recording.grads:
+        if id(tensor) in without:
+            conditions.append(f"{s.name(tensor)}.grad is None")
+    if conditions:
+        s.unless(*conditions)
+
+
+def _run(s: _Source, program: ReplayedProgram, run: NativeProgram, arrays: dict) -> None:
+    s.names.update(Changed=Changed, undo=program.undo)
+    hosts = program.hosts
+    for k, host in enumerate(hosts):
+        s.names[f"host{k}"] = host.call
+    if hosts:
+        s.add("        try:")
+        s.lines += [f"            h{k} = host{k}()" for k in range(len(hosts))]
+        s.add("        except Changed:")
+        s.add("            return MISS")
+    given = []
+    for place, _ in run.given:
+        source = program.graph.sources[place]
+        if source.__class__ is Argument:
+            given.append(arrays[source.place])
+        else:
+            number = next(k for k, h in enumerate(hosts) if h is source.host)
+            given.append(f"h{number}[{source.place}]")
+    s.add("        try:")
+    s.add(f"            r = entry({', '.join(given)})")
+    s.add("        except Exception:")
+    s.add("            r = None")
+    s.add("        if r is None:")
+    s.add("            undo()")
+    s.add("            return MISS")
+    s.add("        program.calls += 1")
+
+
+def _leave(s: _Source, program: ReplayedProgram, run: NativeProgram) -> None:
+    recording, graph = program.recording, program.graph
+    s.names["clock"] = clock
+    line = s.name(program.line)
+    written = [graph.sources[graph.inputs.index(target)] for target, _ in graph.stores]
+    if written:
+        s.add("        with clock.lock:")
+        s.add("            clock.now = now = clock.now + 1")
+        for source in written:
+            t = f"x{source.place}" if source.__class__ is Argument else s.name(source.tensor)
+            s.add(f"        v = {t}._version")
+            s.add(f"        if v is None: {t}._version = [now, {line}]")
+            s.add(f"        else: v[0] = now; v[1] = {line}")
+    k = recording.count
+    for tensor, value in recording.grads:
+        t = s.name(tensor)
+        if value is None:
+            s.add(f"        {t}.grad = None")
+        else:
+            s.add(f"        {t}.grad = wrap(r[{k}].copy())")
+            k += 1
+    found = []
+    for p in recording.places:
+        if p.__class__ is not Place:
+            found.append(s.name(p))
+        elif p.result is not None:
+            copy = f"r[{p.result}].copy()"
+            found.append(copy if p.bare else f"wrap({copy})")
+        else:
+            found.append(f"x{p.argument}" if p.argument is not None else s.name(p.tensor))
+    s.names["rebuild"] = recording.rebuild
+    several = f"rebuild([{', '.join(found)}])"
+    s.add(f"        return {found[0] if recording.single else several}")
