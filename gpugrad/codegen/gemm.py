@@ -56,8 +56,8 @@ def task(
     the last dimension of outputs; batch dimensions of ``a`` and ``b`` broadcast. A transposed
     operand is a view, such as ``a.T``. An elementwise ``program`` takes the product as its first
     input and then ``inputs``: arrays that broadcast to the shape of the product, or Python numbers.
-    It has an array in ``out`` for each of its outputs; an output may be an input as well. All
-    arrays are float32 or all float64, but for masks.
+    It has an array in ``out`` for each of its outputs; an output may be an input as well, but
+    share memory with nothing else. All arrays are float32 or all float64, but for masks.
 
     The task keeps the arrays. Its table begins with the objects of a, b, the input arrays that the
     program reads and the outputs: others with the same strides may take their places. Its numbers
@@ -115,9 +115,10 @@ def _product(a, b, outputs, program: Program, inputs) -> _Product | None:
         return None
     if not all(map(_writes, outputs, program.outputs, [dtype] * len(outputs))):
         return None
-    if any(np.may_share_memory(o, x) for o in outputs for x in (a, b)):
-        return None
     read = [x for x, kind in zip(inputs, pattern, strict=True) if kind in "vVbB"]
+    arrays = [a, b, *read, *outputs]
+    if not all(x.flags.aligned for x in arrays) or not _apart(a, b, read, outputs):
+        return None
     numbers = [x for x, kind in zip(inputs, pattern, strict=True) if kind == "n"]
     loops = _loops(shape, a, b, [*read, *outputs])
     b_k, b_column = b.strides[-2:]
@@ -125,7 +126,6 @@ def _product(a, b, outputs, program: Program, inputs) -> _Product | None:
     by_columns = b_k == b.itemsize or k == 1
     if loops is None or not (rowwise or by_columns):
         return None
-    arrays = [a, b, *read, *outputs]
     common = (not rowwise, program, pattern, [float(x) for x in numbers])
     return _Product(ELEMENTS[dtype], k, n, loops[0], arrays, loops[1], *common)
 
@@ -154,6 +154,23 @@ def _writes(out: np.ndarray, e: Expr, dtype) -> bool:
     wanted = _BOOL if e.op in BOOLEAN else dtype
     along = out.shape[-1] == 1 or out.strides[-1] == out.itemsize
     return out.dtype == wanted and along and out.flags.writeable
+
+
+def _apart(a, b, read: list, outputs: list) -> bool:
+    """Whether outputs share no memory with what is read after they are written: an input may be
+    the same array."""
+    for k, out in enumerate(outputs):
+        if any(np.may_share_memory(out, x) for x in (a, b, *outputs[:k])):
+            return False
+        for x in read:
+            same = _place(x) == _place(out)
+            if not same and np.may_share_memory(out, x):
+                return False
+    return True
+
+
+def _place(x: np.ndarray) -> tuple:
+    return x.ctypes.data, x.shape, x.strides, x.dtype
 
 
 def _loops(shape, a, b, others) -> tuple[list[int], list[list[int]]] | None:

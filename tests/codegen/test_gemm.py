@@ -271,6 +271,17 @@ def test_what_fits_into_no_kernel():
     )
     square = np.ones((4, 4), np.float32)
     assert gemm.task(square, square.copy(), square) is None  # it would read what it has written
+    twice = np.ones((5, 6), np.float32)  # an input that lies a row below the output
+    assert (
+        gemm.task(
+            a, b, twice[:4], program=Program([x + other], ["x", "other"], ()), inputs=[twice[1:]]
+        )
+        is None
+    )
+    both = Program([x, -x], ["x"], ())
+    assert gemm.task(a, b, [twice[:4], twice[1:]], program=both) is None
+    odd = np.zeros(4 * 30 + 1, np.uint8)[1:].view(np.float32)[:24].reshape(4, 6)
+    assert gemm.task(a, b, odd) is None
     sine = Program([build("sin", x)], ["x"], ())
     assert gemm.task(a, b, out, program=sine) is None
     with pytest.raises(ValueError, match=r"\(4, 5\) and \(5, 6\) has the shape \(4, 5\)"):

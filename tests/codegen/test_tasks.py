@@ -194,6 +194,21 @@ def test_workers_leave_with_their_pool(monkeypatch):
     assert workers.current() is None
 
 
+@pool_needed
+def test_a_system_without_threads(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(settings, "num_threads", 5)
+    table, tasks = words(100), TaskList()
+    tasks.append(task(1, table, 7))
+    tasks.run()
+    assert list(table[1:]) == [1] * 100
+    assert not workers.current().workers
+    workers._close()
+
+
 # ---- what a process does as a whole
 
 SCRIPT = """
