@@ -362,6 +362,8 @@ def _operand(op, a):
         return a
     if backend_arrays.is_array(a):
         return over(a)
+    if modes.special and hasattr(a, "recorded"):  # what item() gives a recorder (static/numbers.py)
+        return a.recorded
     raise TypeError(
         f"{op.name}(): argument must be a Tensor, an array or a number, not {type(a).__name__}"
     )

@@ -39,8 +39,8 @@ def to_svg(graph: Graph) -> str:
         import graphviz
     except ImportError:
         raise ImportError(
-            "drawings need the package graphviz and the programs of Graphviz: pip install graphviz. "
-            "graph.to_dot() gives the text they draw."
+            "drawings need the package graphviz (pip install graphviz) and the programs of "
+            "Graphviz; graph.to_dot() gives the text they draw"
         ) from None
     return graphviz.Source(to_dot(graph)).pipe(format="svg", encoding="utf-8")
 

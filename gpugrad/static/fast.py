@@ -186,7 +186,8 @@ def _leave(s: _Source, program: ReplayedProgram, run: NativeProgram) -> None:
             found.append(s.name(p))
         elif p.result is not None:
             copy = f"r[{p.result}].copy()"
-            found.append(copy if p.bare else f"wrap({copy})")
+            value = f"r[{p.result}].item()" if p.number else copy
+            found.append(value if p.bare or p.number else f"wrap({copy})")
         else:
             found.append(f"x{p.argument}" if p.argument is not None else s.name(p.tensor))
     s.names["rebuild"] = recording.rebuild

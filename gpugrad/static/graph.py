@@ -25,7 +25,8 @@ class Value:
     __slots__ = ("device", "dtype", "number", "shape")
 
     def __init__(self, number: int, shape: tuple[int, ...] | None, dtype, device=None):
-        self.number, self.shape, self.dtype, self.device = number, shape, dtype, device
+        self.number, self.dtype, self.device = number, dtype, device
+        self.shape: Any = shape
 
     def __repr__(self) -> str:
         return f"%{self.number}"
@@ -252,7 +253,8 @@ class Node:
     __slots__ = ("call", "inputs", "line", "outputs")
 
     def __init__(self, call: Call, inputs: Sequence, outputs: Sequence[Value], line=None):
-        self.call, self.inputs = call, tuple(inputs)
+        self.call: Any = call  # of the class that one has looked at
+        self.inputs = tuple(inputs)
         self.outputs, self.line = tuple(outputs), line
 
     @property

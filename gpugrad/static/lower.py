@@ -17,11 +17,22 @@ from typing import Any, NamedTuple
 
 from ..backend.arrays import _ndarray
 from ..backend.numpy import xp as np
-from ..codegen import calls, convolution, gemm, llvm, pooling, rows, sums
+from ..codegen import calls, convert, convolution, gemm, llvm, pooling, rows, sums
 from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
 from ..codegen.machine import machine
-from ..codegen.rows import COLUMN, ELEMENT, HOLE, INDEX, NUMBER, ROW, TOTAL, RowProgram, row_sum
+from ..codegen.rows import (
+    COLUMN,
+    ELEMENT,
+    HOLE,
+    INDEX,
+    NUMBER,
+    ROW,
+    TOTAL,
+    RowProgram,
+    row_max,
+    row_sum,
+)
 from ..codegen.tasks import Task
 from .graph import Node, OpCall, RowsCall, Value, expression_of
 
@@ -413,7 +424,30 @@ def _max_pool_scatter(g, x, out, gx, *, kernel, stride, dilation) -> Lowered | N
     return _plain([calls.task(machine(), function, "ppppfl", words, parts=parts, keep=arrays)])
 
 
+_LARGEST = RowProgram([(ROW, row_max(_V))], {"x": ELEMENT})
+_SMALLEST = RowProgram([(ROW, build("neg", row_max(build("neg", _V))))], {"x": ELEMENT})
+
+
+def _extreme(program: RowProgram) -> Callable:
+    def lower(x, out, *, axes, keepdims) -> Lowered | None:
+        axes = tuple(range(x.ndim)) if axes is None else axes
+        inner = axes == tuple(range(x.ndim - len(axes), x.ndim))
+        if not (x.size and inner and x.flags.c_contiguous and out.flags.c_contiguous):
+            return None
+        columns = prod(x.shape[a] for a in axes)
+        return rows_task(program, [x.reshape(-1, columns)], [out.reshape(-1, 1)])
+
+    return lower
+
+
+def _cast(x, out, *, dtype) -> Lowered | None:
+    return _plain([convert.task(x, out)])
+
+
 _OPERATIONS: dict[str, Callable] = {
+    "amax": _extreme(_LARGEST),
+    "amin": _extreme(_SMALLEST),
+    "cast": _cast,
     "sum": _sum,
     "mean": _mean,
     "sum_to": _sum_to,

@@ -42,6 +42,7 @@ from .graph import (
     Value,
     VjpCall,
 )
+from .numbers import Number
 from .sources import Argument, ArgumentGrad, Host, HostResult, Live, LiveArray, LiveGrad
 
 _SCALARS = (bool, int, float, complex)
@@ -534,6 +535,13 @@ class Recorder:
             self._clean = False
             return
         self.graph.guards.append((self.value(tensor.array, tensor), outcome))
+
+    def number(self, tensor: Tensor):
+        """``tensor.item()``, as a number that the recorder goes on seeing."""
+        if self._depth:
+            self._clean = False
+            return tensor.array.item()
+        return Number.of(tensor)
 
     def read(self, what: str) -> None:
         """The program takes values out of tensors, to do with them what nobody sees."""

@@ -9,9 +9,10 @@ from typing import Any
 from ..backend import arrays as backend_arrays
 from ..config import modes
 from ..tensor import Tensor, wrap
-from ..tree import flatten
+from ..tree import flatten, tree_map
 from . import compose, passes
 from .graph import Graph, Node, difference
+from .numbers import Number
 from .record import Recorder
 from .sources import Argument
 
@@ -20,14 +21,18 @@ class Place:
     """Where a returned tensor is found: among the results of the graph, among the arguments, or
     the tensor itself."""
 
-    __slots__ = ("argument", "bare", "result", "tensor")
+    __slots__ = ("argument", "bare", "number", "result", "tensor")
 
-    def __init__(self, result=None, argument=None, tensor=None, bare: bool = False):
+    def __init__(
+        self, result=None, argument=None, tensor=None, bare: bool = False, number: bool = False
+    ):
         self.result, self.argument, self.tensor = result, argument, tensor
         self.bare = bare  # an array, not a tensor
+        self.number = number  # its value, as item() gives it
 
     def __eq__(self, other) -> bool:
-        same = self.tensor is other.tensor and self.bare == other.bare
+        same = self.tensor is other.tensor
+        same = same and (self.bare, self.number) == (other.bare, other.number)
         return same and (self.result, self.argument) == (other.result, other.argument)
 
     __hash__ = None  # type: ignore[assignment]
@@ -111,6 +116,8 @@ def record(
     recording.entered_without = {
         id(t) for t, was_none in recorder.leaves.values() if was_none and id(t) in without
     }
+    if any(p.__class__ is Place and p.number for p in recording.places):
+        result = tree_map(lambda x: x.value if x.__class__ is Number else x, result)
     return result, recording
 
 
@@ -121,6 +128,10 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
     places: list = []
     for leaf in returned:
         bare = backend_arrays.is_array(leaf)
+        if leaf.__class__ is Number:
+            places.append(Place(result=len(computed), number=True))
+            computed.append(leaf.tensor)
+            continue
         if not isinstance(leaf, Tensor) and not bare:
             places.append(leaf)
         elif id(leaf) in arguments:

@@ -222,7 +222,13 @@ class ReplayedProgram:
             if p.__class__ is not Place:
                 found.append(p)
             elif p.result is not None:
-                found.append(outputs[p.result].array if p.bare else outputs[p.result])
+                found.append(_output(p, outputs[p.result]))
             else:
                 found.append(leaves[p.argument] if p.argument is not None else p.tensor)
         return recording.rebuild(found)
+
+
+def _output(place: Place, tensor: Tensor):
+    if place.number:
+        return tensor.item()
+    return tensor.array if place.bare else tensor

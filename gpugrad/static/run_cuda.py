@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backend import cupy as backend
 from ..backend.cuda_memory import PrivatePool, is_capturing
@@ -228,12 +228,88 @@ def copy(source, to, stream) -> None:
 # running nodes
 
 
+class Updates(NamedTuple):
+    """How the updates of a step become one kernel over lists of tensors (``cuda_updates``).
+
+    Numbers are places among the inputs: of the ``tensors``, which have the shape of the results, of
+    the ``scalars``, and of the ``partners``: for each result the tensor that it is stored to in the
+    end, or None.
+    """
+
+    tensors: tuple[int, ...]
+    scalars: tuple[int, ...]
+    partners: tuple[int | None, ...]
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The tensors that are read only."""
+        return tuple(k for k in self.tensors if k not in self.partners)
+
+
+def updates_of(node: Node, stored: dict[Value, Value]) -> Updates | None:
+    """How a node becomes one kernel with others; None if it is no update, or one with inputs of
+    other shapes. ``stored`` says where values are stored to."""
+    if node.call.__class__ is not UpdateCall or not node.outputs:
+        return None
+    shape = node.outputs[0].shape
+    tensors, scalars = [], []
+    for k, i in enumerate(node.inputs):
+        if i.__class__ is Value and i.dtype is not None and i.shape == shape:
+            tensors.append(k)
+        elif i.__class__ is not Value and isinstance(i, (int, float)):
+            scalars.append(k)
+        elif i.__class__ is Value and not i.shape:
+            scalars.append(k)
+        else:
+            return None
+    if any(v.shape != shape for v in node.outputs):
+        return None
+    partners = [_place_of(stored.get(v), node.inputs) for v in node.outputs]
+    return Updates(tuple(tensors), tuple(scalars), tuple(partners))
+
+
+def _place_of(target: Value | None, inputs: Sequence) -> int | None:
+    """The first place of a value among inputs."""
+    return next((k for k, i in enumerate(inputs) if i is target), None) if target else None
+
+
+@cache
+def formula_of(outputs: tuple[Expr, ...], inputs: tuple[str, ...], updates: Updates):
+    """An update as a kernel of lists of tensors. Results that are stored nowhere have lists of
+    their own, which the kernel overwrites without reading them."""
+    written = [f"new{k}" if p is None else inputs[p] for k, p in enumerate(updates.partners)]
+    tensors = [*written, *[inputs[k] for k in updates.read]]
+    scalars = [inputs[k] for k in updates.scalars]
+    return cuda_updates.Formula("update", tensors, scalars, outputs, {}, scalars)
+
+
+class Step:
+    """A node, or updates of several tensors that run as one."""
+
+    def __init__(self, node: Node, updates: Updates | None):
+        self.nodes, self.updates = [node], updates
+
+    def joins(self, node: Node, updates: Updates | None) -> bool:
+        """Whether a node is the same update of other tensors."""
+        first = self.nodes[0]
+        if updates is None or updates != self.updates or first.call.key() != node.call.key():
+            return False
+        if any(_named(first.inputs[k]) != _named(node.inputs[k]) for k in updates.scalars):
+            return False
+        made = {v for n in self.nodes for v in n.outputs}
+        return not any(v in made for v in node.values)
+
+
+def _named(i) -> Any:
+    """Equal for inputs that are the same value or the same number."""
+    return i if i.__class__ is Value else (i.__class__, repr(i))
+
+
 class Segment:
-    """Nodes between two looks at values of the program: steps, which are nodes or lists of updates
-    that run as one, and what the values must be."""
+    """Steps between two looks at values of the program, and what these must be."""
 
     def __init__(self):
-        self.steps: list[list[Node]] = []
+        self.steps: list[Step] = []
         self.guards: list[tuple[Value, bool]] = []
 
 
@@ -243,6 +319,7 @@ def segments_of(graph: Graph) -> list[Segment]:
     for v, outcome in graph.guards:
         outcomes.setdefault(v, []).append(outcome)
     found = [Segment()]
+    stored = {v: target for target, v in graph.stores}
 
     def look_at(values: Iterable[Value]) -> None:
         found[-1].guards += [(v, o) for v in values for o in outcomes.get(v, ())]
@@ -251,51 +328,13 @@ def segments_of(graph: Graph) -> list[Segment]:
 
     look_at([*graph.inputs, *graph.constants])
     for node in graph.nodes:
-        steps = found[-1].steps
-        if steps and _joins(steps[-1], node):
-            steps[-1].append(node)
+        steps, updates = found[-1].steps, updates_of(node, stored)
+        if steps and steps[-1].joins(node, updates):
+            steps[-1].nodes.append(node)
         else:
-            steps.append([node])
+            steps.append(Step(node, updates))
         look_at(node.outputs)
     return found
-
-
-def _joins(step: list[Node], node: Node) -> bool:
-    """Whether a node is the same update as those of a step, of other tensors."""
-    first = step[0]
-    if first.call.__class__ is not UpdateCall or node.call.__class__ is not UpdateCall:
-        return False
-    if first.call.key() != node.call.key() or tensors_of(first) != tensors_of(node):
-        return False
-    count = tensors_of(node)
-    if [_named(i) for i in first.inputs[count:]] != [_named(i) for i in node.inputs[count:]]:
-        return False
-    made = {v for n in step for v in n.outputs}
-    return not any(v in made for v in node.values)
-
-
-def _named(i) -> Any:
-    """Equal for inputs that are the same value or the same number."""
-    return i if i.__class__ is Value else (i.__class__, repr(i))
-
-
-def tensors_of(node: Node) -> int:
-    """How many inputs of an update are tensors that it goes through: those of the shape of the
-    results; numbers come after them."""
-    shape = node.outputs[0].shape
-    count = 0
-    for i in node.inputs:
-        if i.__class__ is not Value or i.dtype is None or i.shape != shape:
-            break
-        count += 1
-    return max(count, len(node.outputs))
-
-
-@cache
-def formula_of(outputs: tuple[Expr, ...], inputs: tuple[str, ...], tensors: int):
-    """An update as a kernel of many tensors, its numbers computed beforehand."""
-    numbers = inputs[tensors:]
-    return cuda_updates.Formula("update", inputs[:tensors], numbers, outputs, {}, numbers)
 
 
 class Run:
@@ -317,13 +356,13 @@ class Run:
     def nodes(self, segment: Segment) -> None:
         """Queue the nodes of a segment."""
         for step in segment.steps:
-            if step[0].call.__class__ is UpdateCall:
-                self._update(step)
+            if step.updates is not None:
+                self._update(step.nodes, step.updates)
             else:
-                self._evaluate(step[0])
-            for node in step:
+                self._evaluate(step.nodes[0])
+            for node in step.nodes:
                 for v in (*node.values, *node.outputs):
-                    if self._last.get(v) in step:
+                    if self._last.get(v) in step.nodes:
                         self.values.pop(v, None)
 
     def _of(self, i):
@@ -342,35 +381,40 @@ class Run:
 
     # ---- updates
 
-    def _update(self, nodes: list[Node]) -> None:
+    def _update(self, nodes: list[Node], updates: Updates) -> None:
         """An update of several tensors in one launch, of copies where the old values are needed."""
-        first, count = nodes[0], tensors_of(nodes[0])
-        program, written = first.call.program, len(first.outputs)  # type: ignore[attr-defined]
-        lists = [[self._of(node.inputs[k]) for node in nodes] for k in range(count)]
-        for k in range(written):
-            for place, node in enumerate(nodes):
-                if node.inputs[k] not in self.in_place:
-                    lists[k][place] = lists[k][place].copy()
-        numbers = [self._of(i) for i in first.inputs[count:]]
+        first = nodes[0]
+        program = first.call.program  # type: ignore[attr-defined]
+        formula = formula_of(tuple(program.outputs), tuple(program.inputs), updates)
+        written = [
+            [self._written(node, k, p) for node in nodes] for k, p in enumerate(updates.partners)
+        ]
+        read = [[self._of(node.inputs[k]) for node in nodes] for k in updates.read]
+        numbers = [self._of(first.inputs[k]) for k in updates.scalars]
         numbers = [n.array if n.__class__ is Number else n for n in numbers]
         left: Sequence[int] = range(len(nodes))
-        if all(not hasattr(n, "dtype") or n.dtype.name in cuda_updates.TYPES_OF_LISTS
-               for n in numbers):  # fmt: skip
-            formula = formula_of(tuple(program.outputs), tuple(program.inputs), count)
+        if {n.dtype.name for n in numbers if hasattr(n, "dtype")} <= cuda_updates.TYPES_OF_LISTS:
             scalars = dict(zip(formula.scalars, numbers, strict=True))
             left = cuda_updates.run(
-                formula, lists, scalars, lambda: [float(n) for n in numbers], None
+                formula, [*written, *read], scalars, lambda: [float(n) for n in numbers], None
             )
         for place in left:
-            self._update_alone(nodes[place], [a[place] for a in lists[:written]])
-        for place, node in enumerate(nodes):
-            for k, v in enumerate(node.outputs):
-                self._set(v, lists[k][place])
+            node = nodes[place]
+            results = node.call.evaluate([self._of(i) for i in node.inputs])
+            for arrays, r in zip(written, results, strict=True):
+                arrays[place][...] = r
+        for arrays, values in zip(written, zip(*[n.outputs for n in nodes]), strict=True):
+            for array, v in zip(arrays, values, strict=True):
+                self._set(v, array)
 
-    def _update_alone(self, node: Node, targets: Sequence) -> None:
-        results = node.call.evaluate([self._of(i) for i in node.inputs])
-        for to, r in zip(targets, results, strict=True):
-            to[...] = r
+    def _written(self, node: Node, k: int, partner: int | None):
+        """The memory for a result of an update, with the old values if it reads them."""
+        if partner is None:
+            v = node.outputs[k]
+            return backend.empty(v.shape, v.dtype)
+        target = node.inputs[partner]
+        array = self.values[target]
+        return array if target in self.in_place else array.copy()
 
     # ---- the end
 
@@ -434,28 +478,26 @@ def copy_all(pairs: Sequence[tuple[Any, Any]]) -> None:
 def updated_in_place(graph: Graph, aliases: dict[Value, set[Value]]) -> frozenset[Value]:
     """The inputs whose updates may be computed in their memory: what is stored to them is an update
     of them in the last segment, and nobody reads their old values during it or afterwards."""
-    stored = dict(graph.stores)
-    used: dict[Value, list[tuple[int, Node]]] = {}  # by value: steps and nodes that read it
-    made: dict[Value, tuple[int, Node]] = {}
     segments = segments_of(graph)
-    steps = [(s, step) for segment in segments for s, step in [(segment, t) for t in segment.steps]]
-    for number, (segment, step) in enumerate(steps):
-        for node in step:
+    steps = [step for segment in segments for step in segment.steps]
+    used: dict[Value, list[tuple[int, Node]]] = {}  # steps and nodes that read a value
+    for number, step in enumerate(steps):
+        for node in step.nodes:
             for v in node.values:
                 used.setdefault(v, []).append((number, node))
-            if node.call.__class__ is UpdateCall and segment is segments[-1]:
-                for v in node.outputs:
-                    made[v] = (number, node)
-    seen = {*graph.outputs, *stored.values()}
+    seen = {*graph.outputs, *[v for _, v in graph.stores]}
     found = set()
-    for target, v in stored.items():
-        number, node = made.get(v, (-1, None))
-        if node is None or node.inputs[node.outputs.index(v)] is not target:
-            continue
-        readers = [r for w in (target, *aliases[target]) if w is not v for r in used.get(w, ())]
-        late = [r for r in readers if r[0] >= number]
-        if late == [(number, node)] and not seen & ({target} | aliases[target]) - {v}:
-            found.add(target)
+    for number in range(len(steps) - len(segments[-1].steps), len(steps)):
+        updates = steps[number].updates
+        for node in steps[number].nodes if updates is not None else ():
+            for v, partner in zip(node.outputs, updates.partners, strict=True):
+                if partner is None:
+                    continue
+                target = node.inputs[partner]
+                old = {target, *aliases[target]} - {v}
+                late = [r for w in old for r in used.get(w, ()) if r[0] >= number]
+                if late == [(number, node)] and not seen & old:
+                    found.add(target)
     return frozenset(found)
 
 

@@ -59,7 +59,7 @@ def program(inputs: Sequence[str], outputs: Sequence[tuple[str, Expr]]) -> str:
     uses.update(id(e) for _, e in outputs)
     taken = {e.args[0] for e in order if e.op == "input"}
     texts: dict[int, str] = {}
-    lines = []
+    lines: list[str] = []
     for e in order:
         if e.op in ("input", "const"):
             texts[id(e)] = str(e.args[0]) if e.op == "input" else repr(e.args[0])

@@ -141,7 +141,8 @@ class _Fusion:
     def _merge(self, a: int, b: int) -> None:
         if a == b:
             return
-        part = self._parts[a].joined(self._parts[b])
+        one, other = self._parts[a], self._parts[b]
+        part = None if one is None or other is None else one.joined(other)
         if part is None:
             return
         members = sorted(self._members[a] + self._members[b])
@@ -160,9 +161,9 @@ class _Fusion:
         mask = sum(1 << k for k in members)
         before = (self._before.pop(a) | self._before[b]) & ~mask
         self._before[b] = before
-        for other, known in self._before.items():
+        for group, known in self._before.items():
             if known & mask:
-                self._before[other] = known | mask | before
+                self._before[group] = known | mask | before
 
     def _ends(self, members: list[int]) -> tuple[list[Value], list[Value]]:
         """The values that members read of others, and those that others read of them."""
@@ -192,7 +193,7 @@ class _Fusion:
         """Whether what a program over rows would read and write is what such programs can."""
         rows = part.rows
         assert rows is not None
-        program, inside = rows.call.program, set(members)  # type: ignore[attr-defined]
+        program, inside = rows.call.program, set(members)
         for (kind, _), v in zip(program.outputs, rows.outputs, strict=True):
             used = not inside.isdisjoint(self._users.get(v, ()))
             if used and kind not in (ELEMENT, ROW):
@@ -260,7 +261,7 @@ class _Fusion:
                 program = found.program
                 kinds.update(dict.fromkeys(node.outputs, ELEMENT))
             else:
-                outputs = node.call.program.outputs  # type: ignore[attr-defined]
+                outputs = node.call.program.outputs
                 kinds.update({v: kind for v, (kind, _) in zip(node.outputs, outputs, strict=True)})
             made = self._expressions.of(program, node, known, exactly)
             known.update(zip(node.outputs, made, strict=True))
@@ -308,7 +309,7 @@ class _Fusion:
         leaves = self._expressions.leaves
         names = [e.args[0] for e in topological([e for _, e in outputs]) if e.op == "input"]
         names = [n for n in names if n != "position"]
-        given = dict(zip(rows.inputs, rows.call.program.inputs.values(), strict=True))  # type: ignore[attr-defined]
+        given = dict(zip(rows.inputs, rows.call.program.inputs.values(), strict=True))
         kinds: dict[str, str] = {}
         for n in names:
             leaf = leaves[n]
@@ -336,7 +337,7 @@ def _row_program(outputs: tuple, inputs: tuple) -> RowProgram:
 
 def _rows_part(node: Node) -> _Part | None:
     """Programs over rows of which elementwise nodes may become a part."""
-    program, x = node.call.program, node.inputs[0]  # type: ignore[attr-defined]
+    program, x = node.call.program, node.inputs[0]
     if HOLE in program.inputs.values() or x.__class__ is not Value or x.dtype not in FLOATS:
         return None
     if len(x.shape) < 2 or x.shape[-1] < 2 or 0 in x.shape:  # what is a row must be clear

@@ -219,4 +219,4 @@ def interned_program(
     outputs: tuple[Expr, ...], inputs: tuple[str, ...], full: frozenset
 ) -> Program:
     """The one program of these expressions, with its kernels."""
-    return Program(outputs, inputs, full)
+    return Program(outputs, inputs, full)  # type: ignore[arg-type]

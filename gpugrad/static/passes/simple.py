@@ -158,7 +158,8 @@ def _simpler(node: Node, made: dict[Value, Node], graph: Graph, form: Callable) 
 
 
 def _keeps_shape(e: Expr, leaves: dict[str, Any], shape: tuple[int, ...]) -> bool:
-    shapes = [v.shape for v in map(leaves.get, inputs_of([e])) if getattr(v, "dtype", None)]
+    read = [leaves[name] for name in inputs_of([e])]
+    shapes = [v.shape for v in read if v.__class__ is Value and v.dtype is not None]
     return bool(shapes) and np.broadcast_shapes(*shapes) == shape
 
 

@@ -1,0 +1,113 @@
+"""Numbers that a recorded program takes out of tensors: what ``tensor.item()`` gives meanwhile.
+
+Comparisons become guards, arithmetic stays in the graph, and a number that is returned is read when
+the program is replayed. Anything else (printing, ``int()``, ``math.sqrt``) would bake the number
+into the program; then it is not compiled.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from ..config import grad_mode, modes
+from ..tensor import Tensor
+
+
+class Number:
+    """A Python number whose value depends on a tensor. ``tensor`` holds it in float64 or int64, in
+    which Python computes."""
+
+    __slots__ = ("tensor", "value")
+
+    def __init__(self, tensor: Tensor, value: Any):
+        self.tensor, self.value = tensor, value
+
+    @staticmethod
+    def of(tensor: Tensor) -> Number:
+        """The number in a tensor of one element."""
+        with grad_mode(False):
+            flat = tensor.detach().reshape(())
+            kind = tensor.dtype.kind
+            wide = flat.double() if kind == "f" else flat.long() if kind in "iu" else flat
+        return Number(wide, wide.array.item())
+
+    @property
+    def recorded(self) -> Tensor:
+        """The tensor, for operations."""
+        return self.tensor
+
+    def _left(self, what: str):
+        """The value, which leaves the program here."""
+        recorder = modes.local.recording
+        if recorder is not None:
+            recorder.read(f"{what} of item()")
+        return self.value
+
+    def __float__(self) -> float:
+        return float(self._left("float()"))
+
+    def __int__(self) -> int:
+        return int(self._left("int()"))
+
+    def __index__(self) -> int:
+        return operator.index(self._left("use as an index"))
+
+    def __hash__(self) -> int:
+        return hash(self._left("use as a key"))
+
+    def __repr__(self) -> str:
+        return repr(self._left("printing"))
+
+    def __format__(self, spec: str) -> str:
+        return format(self._left("printing"), spec)
+
+    def __round__(self, digits: int | None = None):
+        return round(self._left("round()"), digits)
+
+    def __bool__(self) -> bool:
+        return bool(self.tensor != 0)
+
+
+
+def _arithmetic(function: Callable, reflected: bool) -> Callable:
+    def method(self: Number, other):
+        if isinstance(other, Tensor):
+            a, b = (other, self.tensor) if reflected else (self.tensor, other)
+            return function(a, b)
+        if isinstance(other, Number):
+            other_tensor, other_value = other.tensor, other.value
+        elif other.__class__ in (int, float, bool):
+            other_tensor = other_value = other
+        else:
+            return NotImplemented
+        a, b = (other_tensor, self.tensor) if reflected else (self.tensor, other_tensor)
+        x, y = (other_value, self.value) if reflected else (self.value, other_value)
+        with grad_mode(False):
+            wide = function(a, b)
+        if isinstance(y, float) and wide.dtype.kind == "f":
+            wide = wide.double()
+        return Number(wide, function(x, y))
+
+    return method
+
+
+def _comparison(function: Callable) -> Callable:
+    def method(self: Number, other):
+        if isinstance(other, Number):
+            other = other.tensor
+        elif other.__class__ not in (int, float, bool):
+            return NotImplemented
+        return bool(function(self.tensor, other))
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    setattr(Number, f"__{_name}__", _arithmetic(getattr(operator, _name), False))
+    setattr(Number, f"__r{_name}__", _arithmetic(getattr(operator, _name), True))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Number, f"__{_name}__", _comparison(getattr(operator, _name)))
+Number.__neg__ = lambda self: 0 - self  # type: ignore[attr-defined]
+Number.__abs__ = lambda self: Number(self.tensor.abs(), abs(self.value))  # type: ignore[attr-defined]
