@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from . import creation, dtypes, functions
 from .backend.arrays import _ndarray
 from .codegen import cuda_lists
+from .config import modes
 from .foreach import foreach
 from .tensor import Tensor, bump_versions, wrap
 
@@ -25,8 +27,10 @@ def foreach_norm(tensors: Iterable[Tensor], ord: float = 2.0) -> Tensor:
     if not tensors:
         return creation.tensor(0.0)
     if all(t.array.__class__ is not _ndarray for t in tensors):
-        found = cuda_lists.norm([t.array for t in tensors], ord)
+        found = _norm_of_arrays(*[t.array for t in tensors], ord=ord)
         if found is not None:
+            if modes.special and modes.local.recording is not None:
+                found = modes.local.recording.function(_norm_of_arrays, tensors, {"ord": ord})
             return wrap(found)
     wide = [_wide(t) for t in tensors]
     device = wide[0].device
@@ -34,6 +38,10 @@ def foreach_norm(tensors: Iterable[Tensor], ord: float = 2.0) -> Tensor:
         flat = [t.reshape(-1) for t in wide]
         return sum(functions.dot(v, v).to(device) for v in flat).sqrt()
     return functions.norm(functions.stack([t.norm(ord).to(device) for t in wide]), ord)
+
+
+def _norm_of_arrays(*arrays, ord: float):
+    return cuda_lists.norm(arrays, ord)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -48,12 +56,23 @@ def unscale(grads: Iterable[Tensor], inverse: Tensor, found_inf: Tensor) -> None
     grads = list(grads)
     arrays = [g.array for g in grads]
     on_cuda = all(a.__class__ is not _ndarray for a in arrays)
+    if on_cuda and modes.special and modes.local.recording is not None:
+        _unscale_recorded(grads, inverse, found_inf)
+        return
     if on_cuda and cuda_lists.unscale(arrays, inverse.array, found_inf.array):
         bump_versions([grads, [found_inf]])
         return
     for g in grads:
         finite = functions.all(functions.isfinite(g.detach()))
         found_inf.copy_(functions.where(finite, found_inf, 1.0))
+    _multiply()(grads, by=inverse)
+
+
+def _unscale_recorded(grads: list[Tensor], inverse: Tensor, found_inf: Tensor) -> None:
+    """``unscale`` in operations that a compiled program can repeat: the largest magnitude is
+    infinite or NaN if an element is."""
+    finite = functions.isfinite(foreach_norm(grads, math.inf))
+    found_inf.copy_(functions.where(finite, found_inf, 1.0))
     _multiply()(grads, by=inverse)
 
 

@@ -668,7 +668,7 @@ def _seed(tensor: Tensor, gradient):
             return wrap(_one(array.dtype))
         with there(array):
             if not array.shape and is_array(array) and array.__class__ is not _ndarray:
-                return wrap(backend_of(array).one(array.dtype))
+                return constant(backend_of(array).one(array.dtype))
             return constant(array_module(array).ones(array.shape, array.dtype))
     if not isinstance(gradient, Tensor):
         gradient = wrap(gradient)

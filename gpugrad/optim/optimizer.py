@@ -126,6 +126,8 @@ class Optimizer:
             run = self._recorded.pop(0)
             if run.update not in (update, update.storing()):
                 raise gg.compiler.Changed(f"{type(self).__name__} has other options now")
+            if run.all_state is not self.state or any(s.get(n) is not t for s, n, t in run.kept):
+                raise gg.compiler.Changed(f"{type(self).__name__} has other state tensors now")
             if run.counts:
                 steps = {self._count(p, self.state[p], group) for p in run.params}
                 if len(steps) > 1:
@@ -166,7 +168,9 @@ class Optimizer:
             if self._recording is not None:
                 params = batch.stored or lists[0]
                 counts = reads_step or "step" in self.state.get(params[0], ())
-                self._recording.append(_Run(made, group, params, counts))
+                kept = [(self.state[p], n) for p in params for n in initial if p in self.state]
+                kept = [(s, n, s[n]) for s, n in kept]
+                self._recording.append(_Run(made, group, params, counts, self.state, kept))
             made(*lists, unless=self.found_inf, **numbers)
 
     _only_first_step_differs = False
@@ -462,12 +466,15 @@ def _loaded(p: gg.Tensor, name: str, value: Any, wide: bool) -> Any:
 
 
 class _Run(NamedTuple):
-    """An update that was recorded: of which parameters, and whether their steps are counted."""
+    """An update that was recorded: of which parameters, whether their steps are counted, and their
+    state, by dictionary and name."""
 
     update: Any
     group: dict[str, Any]
     params: list[gg.Tensor]
     counts: bool
+    all_state: dict[gg.Tensor, dict[str, Any]]
+    kept: list[tuple[dict[str, Any], str, gg.Tensor]]
 
 
 class _Batch:

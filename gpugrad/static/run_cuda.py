@@ -256,9 +256,7 @@ def updates_of(node: Node, stored: dict[Value, Value]) -> Updates | None:
     for k, i in enumerate(node.inputs):
         if i.__class__ is Value and i.dtype is not None and i.shape == shape:
             tensors.append(k)
-        elif i.__class__ is not Value and isinstance(i, (int, float)):
-            scalars.append(k)
-        elif i.__class__ is Value and not i.shape:
+        elif not i.shape if i.__class__ is Value else isinstance(i, (int, float)):
             scalars.append(k)
         else:
             return None
