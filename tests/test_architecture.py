@@ -36,7 +36,8 @@ PUBLIC_ONLY = ("nn", "optim", "train", "utils", "vision")
 MAY_IMPORT_NUMPY = ("backend", "codegen", "io", "vision", "train", "utils/data", "dtypes", "random")
 
 OPTIONAL = (
-    "cupy", "cupyx", "llvmlite", "matplotlib", "ml_dtypes", "rich", "safetensors", "scipy", "torch",
+    "cupy", "cupyx", "graphviz", "llvmlite", "matplotlib", "ml_dtypes", "rich", "safetensors",
+    "scipy", "torch",
 )  # fmt: skip
 
 CORE_MEGABYTES = 5
