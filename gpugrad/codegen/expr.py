@@ -263,6 +263,11 @@ def _is_negative(e: Expr) -> bool:
     return math.copysign(1.0, e.args[0]) < 0
 
 
+def literally(op: str, *args) -> Expr:
+    """The expression ``op(args...)``, not simplified."""
+    return _intern(op, tuple(as_expr(a) for a in args))
+
+
 def topological(roots: Sequence[Expr]) -> list[Expr]:
     """Every expression below the roots, arguments before users, without recursion."""
     order: list[Expr] = []
