@@ -61,6 +61,11 @@ CASES = {
     "hessian, argnums": lambda t, f, x: f.hessian(
         lambda a, b: (a * b**3).sum(), argnums=1)(x, x * 2),
     "jvp of grad": lambda t, f, x: f.jvp(f.grad(scalar(t)), (x,), (x.cos(),)),
+    "grad of jvp of grad": lambda t, f, x: f.grad(
+        lambda v: f.jvp(f.grad(scalar(t)), (v,), (x.cos(),))[1].square().sum())(x),
+    "jacrev of hvp": lambda t, f, x: f.jacrev(
+        lambda v: f.jvp(f.grad(scalar(t)), (v,), (v * v,))[1])(x),
+    "jvp of a view": lambda t, f, x: f.jvp(lambda v: v.view(2, 2) * v[0], (x,), (x.cos(),)),
     "grad of jvp": lambda t, f, x: f.grad(lambda v: f.jvp(vector(t), (v,), (v,))[1].sum())(x),
     "grad of vjp": lambda t, f, x: f.grad(
         lambda v: vjp_of(f, vector(t), v)[1][0].square().sum())(x),
