@@ -19,7 +19,7 @@ import math
 import warnings
 from array import array
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -371,6 +371,31 @@ def _plan(program: Program, args: Sequence) -> _Plan | None:
     dtypes = [_BOOL if e.op in BOOLEAN else operands.dtype for e in program.outputs]
     strides += [_steps(sizes, dtype.itemsize) for dtype in dtypes]
     return _Plan(kernel, operands, _table(sizes, strides), dtypes, depth)
+
+
+def plan_into(program: Program, operands: _Operands, outputs: list) -> tuple[Any, array] | None:
+    """The kernel that computes a program into given arrays of any strides, and the table it reads;
+    None where there is none."""
+    loops = _loops(operands.shape, [*operands.arrays, *outputs])
+    if loops is None:
+        return None
+    sizes, strides = loops
+    if any(s[-1] == 0 for s in strides[len(operands.arrays) :]):
+        return None
+    pattern = _inner_strides(operands.pattern, strides)
+    element, depth = ELEMENTS[operands.dtype], 1 if len(sizes) == 1 else 3
+    kernel = _compiled(
+        program,
+        (element, pattern, depth),
+        lambda compiler: _rows_kernel(compiler, program, element, pattern, depth),
+        _Kernel,
+    )
+    if kernel is None:
+        return None
+    table = _table(sizes, strides)
+    for k, a in enumerate([*operands.arrays, *outputs]):
+        table[depth + depth * k] = id(a)
+    return kernel, table
 
 
 def _gains(program: Program, args: Sequence) -> bool:

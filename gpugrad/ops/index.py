@@ -154,6 +154,7 @@ embedding = opaque(
     ],
     cuda=cuda_index.embedding,
 )
+embedding.transparent = True
 
 
 def _put(x, v, *indices, pattern):

@@ -118,6 +118,8 @@ class _Replay(Function):
     @staticmethod
     def forward(ctx, call: Call, *targets):
         outputs, saved = call.run()
+        wanted = set(call.derivative.differentiable)
+        ctx.mark_non_differentiable(*[t for k, t in enumerate(outputs) if k not in wanted])
         ctx.call, ctx.count = call, len(saved)
         ctx.save_for_backward(*saved, *call.read)
         return tuple(outputs)
@@ -128,7 +130,7 @@ class _Replay(Function):
         tensors = ctx.saved_tensors
         if modes.local.grad:
             return (None, *call.again(cotangents))
-        given = [cotangents[k].array for k in call.derivative.differentiable]
+        given = [g.array for g in cotangents]
         arrays = [t.array for t in tensors[: ctx.count]]
         return (None, *[wrap(g) for g in call.backward(given, arrays)])
 
@@ -155,5 +157,4 @@ class Call:
         """The gradients with a history, from an eager run."""
         outputs = self.function()
         wanted = [outputs[k] for k in self.derivative.differentiable]
-        given = [cotangents[k] for k in self.derivative.differentiable]
-        return engine.grad(wanted, self.targets, given, create_graph=True, allow_unused=True)
+        return engine.grad(wanted, self.targets, cotangents, create_graph=True, allow_unused=True)

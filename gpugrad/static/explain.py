@@ -39,6 +39,8 @@ def _program(program) -> list[str]:
         "written in place",
         f"compiled in {1e3 * program.compile_seconds:.1f} ms",
     ]
+    if hasattr(run, "report"):
+        lines += run.report()
     if hasattr(run, "num_kernels"):
         lines.append(f"{run.num_kernels} native tasks in {run.num_runs} runs")
     if getattr(run, "bytes", 0):

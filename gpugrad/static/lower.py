@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ..backend.arrays import _ndarray
 from ..backend.numpy import xp as np
-from ..codegen import calls, convert, convolution, gemm, llvm, pooling, rows, sums
+from ..codegen import calls, convert, convolution, gemm, llvm, moves, pooling, rows, sums
 from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
 from ..codegen.machine import machine
@@ -40,6 +40,8 @@ _BOOL = np.dtype("bool")
 _INT64 = np.dtype("int64")
 # Elements of elementwise work from which threads share it.
 PARALLEL = 1 << 16
+# Tasks that one node may be cut into.
+MOST_TASKS = 64
 
 
 class Lowered(NamedTuple):
@@ -67,10 +69,6 @@ def lower(node: Node, of: Arrays) -> Lowered | None:
     if call.__class__ is RowsCall:
         return _rows(call.program, node.inputs, of, outputs)
     if call.__class__ is OpCall:
-        if call.op.name == "spread":
-            return _plain(
-                [copy_task(np.broadcast_to(of(node.inputs[0]), outputs[0].shape), outputs[0])]
-            )
         found = _OPERATIONS.get(call.op.name)
         if found is not None:
             inputs = [of(i) for i in node.inputs]
@@ -100,40 +98,63 @@ def _elementwise(program: Program, inputs: Sequence, of: Arrays, outputs: list) 
             changing.append((i, k))
         else:
             args.append(of(i))
-    task = elementwise_task(program, args, outputs)
-    if task is None:
+    tasks = elementwise_tasks(program, args, outputs)
+    if tasks is None:
         return None
     order = [k for k, (a, n) in enumerate(zip(args, program.inputs, strict=True))
              if a.__class__ is not _ndarray and n in program.used]  # fmt: skip
     places = {k: place for place, k in enumerate(order)}
-    numbers = [(v, task.numbers, places[k]) for v, k in changing if k in places]
-    return Lowered([task], numbers, [])
+    numbers = [(v, t.numbers, places[k]) for t in tasks for v, k in changing if k in places]
+    return Lowered(tasks, numbers, [])
+
+
+def elementwise_tasks(program: Program, args: Sequence, outputs: list) -> list[Task] | None:
+    """A program over arrays and numbers, into arrays that may be inputs themselves: one task, or
+    one for each index of the first dimension where the strides need a loop too many."""
+    task = elementwise_task(program, args, outputs)
+    if task is not None:
+        return [task]
+    shape = outputs[0].shape
+    if len(shape) < 4 or not 0 < shape[0] <= MOST_TASKS or any(o.shape != shape for o in outputs):
+        return None
+    tasks: list[Task] = []
+    for k in range(shape[0]):
+        part = [_slice(a, k, len(shape)) for a in args]
+        found = elementwise_tasks(program, part, [o[k] for o in outputs])
+        if found is None or len(tasks) + len(found) > MOST_TASKS:
+            return None
+        tasks += found
+    return tasks
+
+
+def _slice(a, k: int, ndim: int):
+    """An argument at one index of the first of ``ndim`` dimensions it is broadcast to."""
+    if a.__class__ is not _ndarray or a.ndim < ndim:
+        return a
+    return a[0 if a.shape[0] == 1 else k]
 
 
 def elementwise_task(program: Program, args: Sequence, outputs: list) -> Task | None:
-    """A program over arrays and numbers, into contiguous arrays that may be inputs themselves."""
-    if not program.outputs or any(e.op in ("const",) for e in program.outputs):
+    """A program over arrays and numbers as one task; None if it has no kernel."""
+    if not program.outputs or any(e.op == "const" for e in program.outputs):
         return None
     operands = llvm._operands(program, args)
     if operands is None or any(o.shape != operands.shape for o in outputs):
         return None
     dtypes = [_BOOL if e.op in llvm.BOOLEAN else operands.dtype for e in program.outputs]
-    if any(o.dtype != d or not o.flags.c_contiguous for o, d in zip(outputs, dtypes, strict=True)):
+    if any(o.dtype != d for o, d in zip(outputs, dtypes, strict=True)):
         return None
-    plan = llvm._plan(program, args)
-    if plan is None:
+    found = llvm.plan_into(program, operands, outputs)
+    if found is None:
         return None
-    table = plan.table[:]
-    for place, k in plan.arrays:
-        table[place] = id(args[k])
-    for place, output in zip(plan.results, outputs, strict=True):
-        table[place] = id(output)
+    kernel, table = found
     try:
-        numbers = array("d", [args[k] for k in plan.numbers])
+        numbers = array("d", [args[k] for k in operands.numbers])
     except OverflowError:
         return None
-    parts = 1 if plan.size < PARALLEL else min(64, plan.size >> 13)
-    return Task(_address(plan.kernel), table, numbers, parts, (args, outputs))
+    size = prod(operands.shape)
+    parts = 1 if size < PARALLEL else min(64, size >> 13)
+    return Task(_address(kernel), table, numbers, parts, (args, outputs))
 
 
 def _address(function) -> int:
@@ -145,10 +166,10 @@ _COPY = Program([build("positive", _X)], ["x"], ["x"])
 
 
 def copy_task(source, target) -> Task | None:
-    """The task that copies an array into a contiguous one."""
-    if source.dtype == target.dtype:
-        return elementwise_task(_COPY, [source], [target])
-    return None
+    """The task that copies an array into another of the same shape and dtype."""
+    if source.dtype != target.dtype:
+        return None
+    return elementwise_task(_COPY, [source], [target]) or moves.copy(source, target)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -383,13 +404,44 @@ def _conv(x, w, out, **options) -> Lowered | None:
 
 def _conv_input(g, w, out, *, shape, **options) -> Lowered | None:
     kernel = convolution._kernel(convolution._input_kernel, g, w, shape, w.shape, *options.values())
-    if kernel is None or convolution.kernels.input_gradient_weights(kernel.layer).packed:
+    if kernel is None:
         return None
-    return _convolution(kernel, g, w, out)
+    layer = kernel.layer
+    if not convolution.kernels.input_gradient_weights(layer).packed:
+        return _convolution(kernel, g, w, out)
+    ordered = w.reshape(layer.groups, layer.width, *w.shape[1:]).transpose(0, 2, 3, 1, 4)
+    packed = np.empty(ordered.shape, w.dtype)
+    pack, found = moves.copy(ordered, packed), _convolution(kernel, g, packed, out)
+    return None if pack is None or found is None else Lowered([pack, *found.tasks], [], [])
 
 
 def _conv_weight(g, x, out, *, shape, **options) -> Lowered | None:
-    return None
+    """``kernel(g, x, sums, scratch, first, last, per chunk, batch)``, then the sum of the chunks in
+    the order of the weights."""
+    kernel = convolution._kernel(
+        convolution._weight_kernel, g, x, x.shape, shape, *options.values()
+    )
+    if kernel is None or not all(a.flags.c_contiguous for a in (g, x, out)):
+        return None
+    layer, tile, batch = kernel.layer, kernel.tile, x.shape[0]
+    per_chunk, chunks = convolution._chunks(layer, tile, batch)
+    sums_ = np.empty((chunks, *convolution._tiled_shape(layer, tile)), x.dtype)
+    parts = chunks if batch * layer.work >= convolution.PARALLEL // 4 else 1
+    scratch = [np.empty((kernel.scratch,), x.dtype) for _ in range(parts)]
+    words = [id(g), id(x), id(sums_), parts, *map(id, scratch), chunks, chunks, per_chunk, batch]
+    task = calls.task(
+        machine(), _address(kernel.function), "pppSflii", words,
+        parts=parts, keep=(g, x, sums_, scratch),
+    )  # fmt: skip
+    tasks: list[Task | None] = [moves.fill(sums_), task]
+    total = sums_[0]
+    if chunks > 1:
+        total = np.empty(sums_.shape[1:], x.dtype)
+        tasks.append(_sum_leading(sums_, total))
+    groups, tiles, depth, rows_, channels, columns = total.shape
+    target = out.reshape(groups, tiles, channels, depth, rows_, columns)
+    tasks.append(moves.copy(total.transpose(0, 1, 4, 2, 3, 5), target))
+    return _plain(tasks)
 
 
 def _image_parts(kernel, batch: int) -> int:
@@ -440,6 +492,55 @@ def _extreme(program: RowProgram) -> Callable:
     return lower
 
 
+_BAD_ROW = "index out of range in embedding"
+
+
+def _embedding(table, index, out, *, padding) -> Lowered | None:
+    task = moves.take_rows(table, index, out)
+    return None if task is None else Lowered([task], [], [(task.table, _BAD_ROW)])
+
+
+def _embedding_add(g, index, out, *, shape, padding) -> Lowered | None:
+    tasks = moves.add_rows(g, index, out)
+    if tasks is None:
+        return None
+    if padding is not None:
+        clear = moves.fill(out[padding])
+        if clear is None:
+            return None
+        tasks.append(clear)
+    return Lowered(tasks, [], [(tasks[1].table, _BAD_ROW)])
+
+
+def _putslice(g, out, *, shape, index) -> Lowered | None:
+    part = out[index]
+    if part.__class__ is not _ndarray or part.shape != g.shape:
+        return None
+    return _plain([moves.fill(out), copy_task(g, part)])
+
+
+def _put_view(base, value, out, *, chain) -> Lowered | None:
+    """The base with a view of it overwritten."""
+    part = out
+    for op, params in chain:
+        part = op.eval(part, **params)
+    if not part.size or not np.may_share_memory(part, out):
+        return None
+    return _plain([copy_task(base, out), copy_task(np.broadcast_to(value, part.shape), part)])
+
+
+def _cat(*arrays, axis) -> Lowered | None:
+    *parts, out = arrays
+    tasks, start = [], 0
+    for part in parts:
+        stop = start + part.shape[axis]
+        place = (slice(None),) * axis + (slice(start, stop),)
+        if part.size:
+            tasks.append(copy_task(part, out[place]))
+        start = stop
+    return _plain(tasks)
+
+
 def _cast(x, out, *, dtype) -> Lowered | None:
     return _plain([convert.task(x, out)])
 
@@ -448,6 +549,13 @@ _OPERATIONS: dict[str, Callable] = {
     "amax": _extreme(_LARGEST),
     "amin": _extreme(_SMALLEST),
     "cast": _cast,
+    "embedding": _embedding,
+    "embedding_add": _embedding_add,
+    "putslice": _putslice,
+    "reshape": lambda x, out, *, shape: _plain([copy_task(x, out.reshape(x.shape))]),
+    "spread": lambda x, out, *, shape: _plain([copy_task(np.broadcast_to(x, shape), out)]),
+    "put_view": _put_view,
+    "cat": _cat,
     "sum": _sum,
     "mean": _mean,
     "sum_to": _sum_to,

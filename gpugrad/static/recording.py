@@ -46,7 +46,8 @@ class Recording:
 
     ``graph`` has as outputs the ``count`` returned tensors, the gradients that were left behind
     (``grads``), and those of ``derivative``, if there is one. ``places`` say where the returned
-    leaves are found, ``rebuild`` puts them together.
+    leaves are found, ``rebuild`` puts them together. ``with_history`` are the places of the
+    outputs that require a gradient, if only one that the function has computed itself.
     """
 
     graph: Graph
@@ -55,6 +56,7 @@ class Recording:
     single: bool  # one leaf is returned, in no structure
     function: Callable
     count: int
+    with_history: list[int]
     grads: list
     derivative: compose.Derivative | None
     forward: set[Node]
@@ -143,6 +145,7 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
             computed.append(wrap(leaf) if bare else leaf)
     recording = Recording(recorder, _escaped(recorder, computed))
     recording.places, recording.rebuild, recording.count = places, rebuild, len(computed)
+    recording.with_history = [k for k, t in enumerate(computed) if t.requires_grad]
     recording.single = not isinstance(result, (tuple, list, dict))
     derivative = compose.differentiate(recorder, computed, leaves)
     nodes = recorder.graph.nodes

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..autograd import engine
 from ..compiler import Changed
 from ..tensor import Tensor, bump_versions, wrap
 from ..tree import flatten
@@ -208,6 +209,9 @@ class ReplayedProgram:
             outputs = self._on_the_tape(leaves, inputs, results)
         else:
             outputs = [wrap(r) for r in results[:count]]
+        for place in recording.with_history:
+            if outputs[place]._node is None:
+                outputs[place]._node = engine.spent_node(outputs[place].shape)
         k = count
         for tensor, value in recording.grads:
             if tensor.__class__ is Argument:

@@ -26,7 +26,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ..backend import cupy as backend
-from ..backend.cuda_memory import PrivatePool, is_capturing
+from ..backend.cuda_memory import PrivatePool
 from ..codegen import cuda_module, cuda_updates
 from ..codegen.cuda import Number
 from ..codegen.cuda_words import Words
@@ -171,16 +171,15 @@ class Inputs:
             found[self.graph.inputs[k]] = self.words.number(place)
         return found
 
-    def is_here(self, inputs: Sequence, device: int) -> bool:
-        """Whether the arrays lie on the device."""
-        ndarray = backend.cupy().ndarray
-        return all(
-            inputs[k].__class__ is ndarray and inputs[k].data.device_id == device
-            for k in (*self.live, *self.buffers)
-        )
+    def are(self, inputs: Sequence) -> bool:
+        """Whether the live arrays are those of the call before."""
+        for k, a in self._live:
+            if inputs[k] is not a:
+                return False
+        return True
 
     def moved(self, inputs: Sequence) -> bool:
-        """Whether live tensors have other memory than before; it is theirs from now on."""
+        """Whether live arrays lie in other memory than before; it is theirs from now on."""
         found = False
         for k, a in self._live:
             b = inputs[k]
@@ -518,6 +517,9 @@ class CapturedProgram:
         self.graph, self.device = graph, device
         self.reason: str | None = None  # why it is not captured
         self.captures = 0
+        self.borrow = False  # whether results may be the memory that the next call overwrites
+        self._ndarray = backend.cupy().ndarray
+        self._arrays = [k for k, v in enumerate(graph.inputs) if v.dtype is not None]
         self._lane = lane(device)
         self._python = run_python.compile_graph(graph)
         self._segments = segments_of(graph)
@@ -527,15 +529,21 @@ class CapturedProgram:
         self._in_place: frozenset[Value] = frozenset()
 
     def __call__(self, *inputs) -> Sequence | None:
-        with backend.at(self.device), self._lane.lock:
-            positions = [g._position for g in self._generators]
-            results = None
-            try:
-                results = self._run(inputs)
-            finally:
-                if results is None:
-                    self._draw_again(positions)
-            return results
+        if backend.current_device() != self.device:
+            with backend.at(self.device):
+                return self(*inputs)
+        with self._lane.lock:
+            return self._draw(inputs) if self._generators else self._run(inputs)
+
+    def _draw(self, inputs: Sequence) -> Sequence | None:
+        """Run, and take back what was drawn if nothing came of it."""
+        positions, results = [g._position for g in self._generators], None
+        try:
+            results = self._run(inputs)
+        finally:
+            if results is None:
+                self._draw_again(positions)
+        return results
 
     def _draw_again(self, positions: Sequence[int]) -> None:
         """Let the generators go back to where they were."""
@@ -543,27 +551,47 @@ class CapturedProgram:
             generator._position = position
 
     def _run(self, inputs: Sequence) -> Sequence | None:
-        if self.reason is not None or is_capturing():
+        stream, bound = backend.current_stream(), self._inputs
+        if self.reason is not None or (stream.ptr and stream.is_capturing()):
             return self._python(*inputs)
-        if self._inputs is None:
-            return self._first(inputs)
-        if not self._inputs.is_here(inputs, self.device):
+        if not self._are_here(inputs):
             return None
-        with self._lane.used():
-            if self._inputs.moved(inputs):
-                self._captured = None
+        if bound is None:
+            return self._first(inputs)
+        if not bound.are(inputs):
+            with self._lane.used():
+                if bound.moved(inputs):
+                    self._captured = None
         if self._captured is None:
             self._try_capture()
-        return self._python(*inputs) if self.reason is not None else self._replay(inputs)
+        return self._python(*inputs) if self.reason is not None else self._replay(inputs, stream)
+
+    def _are_here(self, inputs: Sequence) -> bool:
+        """Whether the arrays lie on the device, as those of the recording did."""
+        ndarray, device = self._ndarray, self.device
+        for k in self._arrays:
+            a = inputs[k]
+            if a.__class__ is not ndarray or a.data.device_id != device:
+                return False
+        return True
+
+    def report(self) -> list[str]:
+        """What became of the graph, in lines."""
+        where = f"cuda:{self.device}"
+        if self.reason is not None:
+            return [f"runs as lines of Python on {where}, it could not be captured: {self.reason}"]
+        if self._captured is None:
+            return [f"to be captured on {where}"]
+        count = len(self._captured.launches)
+        text = f"captured into {count} CUDA graph{'s' * (count > 1)} on {where}"
+        if self.captures > 1:
+            text += f", {self.captures} times: the memory of tensors changed"
+        return [text, f"{len(self._in_place)} tensors updated in their memory"]
 
     # ---- the first call
 
     def _first(self, inputs: Sequence) -> Sequence | None:
         """Run for real: what it computes is the answer to the call."""
-        ndarray = backend.cupy().ndarray
-        arrays = [a for a, v in zip(inputs, self.graph.inputs, strict=True) if v.dtype is not None]
-        if any(a.__class__ is not ndarray or a.data.device_id != self.device for a in arrays):
-            return None
         positions = [g._position for g in self._generators]
         with self._lane.entered():
             try:
@@ -626,10 +654,9 @@ class CapturedProgram:
             captured.launches.append((recording.end(), truth, outcomes))
         return captured
 
-    def _replay(self, inputs: Sequence) -> Sequence | None:
+    def _replay(self, inputs: Sequence, stream) -> Sequence | None:
         captured, bound = self._captured, self._inputs
         assert captured is not None and bound is not None
-        stream = backend.current_stream()
         self._lane.begin(stream)
         try:
             bound.fill(inputs, stream)
@@ -638,6 +665,8 @@ class CapturedProgram:
                 if truth is not None and backend.to_numpy(truth).tolist() != outcomes:
                     return None
             bound.give_back(inputs, stream)
+            if self.borrow:
+                return captured.results
             return [fresh(a, stream) for a in captured.results]
         finally:
             self._lane.end(stream)
