@@ -242,6 +242,17 @@ class Leaf(Node):
         pass
 
 
+def spent_node(shape) -> Node:
+    """A record whose values were released before: it only says that there was a history."""
+    n = Node()
+    n.edges, n.saved, n.out, n.shape, n.time, n.run = (None,), (), None, shape, -1, _run_spent
+    return n
+
+
+def _run_spent(node: Node, g, keep: bool):
+    node.check()
+
+
 class Parts(dict):
     """Cotangents of some outputs of a record with several, by output number."""
 
