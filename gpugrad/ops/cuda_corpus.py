@@ -16,7 +16,7 @@ from .core import REGISTRY, Elementwise
 from .rows import RowFormula
 
 _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-_LAYOUTS = ("vv", "vo", "ov", "sv", "vn")
+_LAYOUTS = ("vv", "vo", "ov", "sv", "vn", "vd")
 
 
 def corpus() -> Iterator[tuple[str, str, str]]:

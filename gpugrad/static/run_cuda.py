@@ -173,10 +173,7 @@ class Inputs:
 
     def are(self, inputs: Sequence) -> bool:
         """Whether the live arrays are those of the call before."""
-        for k, a in self._live:
-            if inputs[k] is not a:
-                return False
-        return True
+        return all(inputs[k] is a for k, a in self._live)
 
     def moved(self, inputs: Sequence) -> bool:
         """Whether live arrays lie in other memory than before; it is theirs from now on."""

@@ -218,10 +218,10 @@ def test_results_belong_to_the_caller():
     static.run(4)
     results = [static.step(*static.batch()) for _ in range(3)]
     grads = [p.grad for p in static.model.parameters()]
-    values = [t.cpu().numpy() for t in (*results, *grads)]
+    values = [t.detach().cpu().numpy() for t in (*results, *grads)]
     for _ in range(2):
         static.step(*static.batch())
-    assert_same([t.cpu().numpy() for t in (*results, *grads)], values)
+    assert_same([t.detach().cpu().numpy() for t in (*results, *grads)], values)
     assert len({r.item() for r in results}) == 3
 
 
