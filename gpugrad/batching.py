@@ -21,7 +21,7 @@ from .lifted import Lifted, like, write
 from .ops import REGISTRY
 from .ops.core import Op, apply
 from .ops.index import HOLE
-from .tensor import Tensor, version_of, views_of, wrap
+from .tensor import Tensor, constant, version_of, views_of
 
 
 class Batched(Lifted):
@@ -205,7 +205,7 @@ def _line(x):
 def _zeros_like(a):
     xp = array_module(a.array)
     with there(a.array):
-        return wrap(xp.zeros(a.shape, a.dtype))
+        return constant(xp.zeros(a.shape, a.dtype))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -418,7 +418,8 @@ def _numbers(batch, like_index, count: int):
     """The number of each example, to broadcast against index arrays of ``count`` axes."""
     array = every_value(getattr(like_index, "array", like_index))
     with there(array):
-        return array_module(array).arange(batch.size).reshape((batch.size,) + (1,) * count)
+        numbers = array_module(array).arange(batch.size)
+        return constant(numbers.reshape((batch.size,) + (1,) * count))
 
 
 class _Access:
@@ -590,7 +591,7 @@ def _rms_norm(batch, op, args, params):
     x, weight = args
     array = every_value(weight.array if isinstance(weight, Tensor) else weight)
     with there(array):
-        ones = array_module(array).ones(weight.shape, array.dtype)
+        ones = constant(array_module(array).ones(weight.shape, array.dtype))
     ndim = len(x.shape)
     return REGISTRY["mul"](
         apply(op, [batch.front(x, ndim), ones], params), batch.front(weight, ndim)

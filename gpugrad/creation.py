@@ -290,8 +290,9 @@ def empty_like(input, *, dtype=None, device=None, requires_grad: bool = False) -
 def full_like(input, fill_value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """One number with the shape (and dtype and device, unless given) of another tensor."""
     dtype, device = dtype or input.dtype, device or input.device
-    made = full(tuple(input.shape), fill_value, dtype=dtype, device=device)
-    return _finish(like(input, made) if input._level else made, requires_grad)
+    size = tuple(input.shape)
+    made = full(size, fill_value, dtype=dtype, device=device, requires_grad=requires_grad)
+    return like(input, made) if input._level else made
 
 
 def arange(
@@ -395,7 +396,8 @@ def meshgrid(*tensors, indexing: str = "ij") -> tuple[Tensor, ...]:
 def _random(make, size, dtype, device, requires_grad, generator) -> Tensor:
     dtype = dtypes.as_dtype(dtype or settings.default_dtype)
     shape = _shape(size)
-    return _finish(draw(lambda lead: make(generator, lead + shape, dtype, device)), requires_grad)
+    drawn = draw(lambda lead: make(generator, lead + shape, dtype, device))
+    return drawn.requires_grad_() if requires_grad else drawn
 
 
 def rand(

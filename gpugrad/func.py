@@ -24,7 +24,7 @@ from .lifted import Lifted, new_level, nodes_of
 from .mapping import vmap as vmap
 from .ops.core import Op, apply, zeros_like
 from .ops.shape import alias
-from .tensor import Tensor, share_memory, version_of, wrap
+from .tensor import Tensor, constant, share_memory, version_of, wrap
 
 # ------------------------------------------------------------------------------------------------
 # forward mode
@@ -57,9 +57,9 @@ class Dual(Lifted):
         else:
             t = None
         if t is None:
-            t = wrap(zeros_like(out))
+            t = _zeros(out)
         elif t.shape != out.shape:  # a tangent that was not broadcast by its partial, as in x + row
-            t = t + wrap(zeros_like(out))
+            t = t + _zeros(out)
         return _dual(out, t, self._level)
 
     def run_arrays(self, function, args, params) -> Tensor:
@@ -85,6 +85,11 @@ class Dual(Lifted):
         )
 
 
+def _zeros(x) -> Tensor:
+    """Zeros with the shape, dtype and device of an array or tensor."""
+    return constant(zeros_like(x))
+
+
 def _dual(primal: Tensor, tangent: Tensor, level: int) -> Dual:
     d = Dual.__new__(Dual)
     d.array = primal.array
@@ -100,7 +105,7 @@ def _transpose_of_vjp(op: Op, tangents, out, primals, params):
     needs = tuple(t is not None for t in tangents)
     tensors = [p if isinstance(p, Tensor) or not hasattr(p, "dtype") else wrap(p) for p in primals]
     with there(getattr(out, "array", out)), grad_mode(True):
-        u = wrap(zeros_like(out)).requires_grad_()
+        u = _zeros(out).requires_grad_()
         parts = op.vjp(u, out, tensors, params, needs)
         pairs = [(part, t) for part, t in zip(parts, tangents, strict=True) if t is not None]
         (jvp,) = tape_grad(
@@ -138,8 +143,7 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, has_aux: bool = Fals
     outputs, rebuild = tree.flatten(result)
     values = [_primal(o, level) for o in outputs]
     derivatives = [
-        o.tangent if isinstance(o, Dual) and o._level == level else wrap(zeros_like(o))
-        for o in outputs
+        o.tangent if isinstance(o, Dual) and o._level == level else _zeros(o) for o in outputs
     ]
     aux = tree.tree_map(lambda a: _primal(a, level), aux)
     pair = rebuild(values), rebuild(derivatives)
@@ -210,7 +214,7 @@ def _run(func, args, argnums):
 def _gradients(outputs, variables, cotangents, *, retain=False):
     outputs_live = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o._node is not None]
     if not outputs_live:
-        return [wrap(zeros_like(v)) for v in variables]
+        return [_zeros(v) for v in variables]
     outer = _tracked_outside([o for o, _ in outputs_live], variables)
     return tape_grad(
         [o for o, _ in outputs_live],
@@ -245,7 +249,7 @@ def value_and_grad(func: Callable, argnums: int | tuple = 0, *, has_aux: bool = 
                 f"grad needs a function that returns a scalar tensor, got {got}; use jacrev, or "
                 f"reduce with .sum()"
             )
-        seed = wrap(zeros_like(value)) + 1
+        seed = _zeros(value) + 1
         tracked = _tracked_outside([value], variables)
         gradients = unflatten(_gradients([value], variables, [seed]))
         gradient = gradients[0] if isinstance(argnums, int) else tuple(gradients)
@@ -299,7 +303,7 @@ def _unit(like: Tensor, i: int) -> Tensor:
     """Zeros like a tensor with a one at flat position ``i``."""
     array = zeros_like(like)
     array.reshape(-1)[i] = 1
-    return wrap(array)
+    return constant(array)
 
 
 def jacrev(func: Callable, argnums: int = 0) -> Callable:
@@ -315,7 +319,7 @@ def jacrev(func: Callable, argnums: int = 0) -> Callable:
             for i in range(result.numel())
         ]
         if not rows:
-            return wrap(zeros_like(result)).new_zeros(*result.shape, *x.shape)
+            return _zeros(result).new_zeros(*result.shape, *x.shape)
         return reshape(stack(rows), *result.shape, *x.shape)
 
     return transformed

@@ -684,7 +684,8 @@ def test_autograd_inside_and_repr():
 
 ON_CUDA = [
     "nested", "gradient per example", "gradient of gradients per example", "hessian", "sort",
-    "prod", "in place, gradient outside", "in place, of zeros_like", "comparison and bits", "setitem",
+    "prod", "in place, gradient outside", "in place, of zeros_like", "comparison and bits",
+    "setitem",
 ]  # fmt: skip
 NETWORKS_ON_CUDA = [
     "gradient of filters per example", "max_pool2d", "layer_norm", "batch_norm", "cross_entropy",
@@ -723,3 +724,17 @@ def test_random_numbers_on_cuda():
     assert (a != b).any()
     a, b, _ = gg.vmap(lambda u: gg.functional.dropout(u + 1), randomness="same")(x).cpu()
     assert (a == b).all()
+
+
+def test_compiled_programs():
+    """``compile`` sees the operations on batches, not those on examples."""
+    w = gg.tensor(Y)
+
+    def gradients(x):
+        return gg.vmap(gg.func.grad(lambda v, u: (u @ v).tanh().square().sum()), (None, 0))(w, x)
+
+    compiled = gg.compile(gradients)
+    for scale in (1.0, 2.0, 3.0, 4.0):
+        x = gg.tensor(X * scale)
+        np.testing.assert_allclose(compiled(x).numpy(), gradients(x).numpy(), rtol=1e-12)
+    assert compiled.stats["replays"] == 2
