@@ -182,6 +182,9 @@ def _check_rows(indices, *, rows: int) -> None:
         raise IndexError(f"index {int(bad)} out of range in embedding: the table has {rows} rows")
 
 
+_check_rows.bounded_by = "rows"  # type: ignore[attr-defined]  # for native programs
+
+
 def one_hot(tensor, num_classes: int = -1) -> Tensor:
     """Zeros with a one at each index, in a new last dimension (int64)."""
     if tensor.dtype.kind not in "iu":

@@ -1,4 +1,5 @@
-"""Native tasks that move elements: copies between any strides, rows picked or added by index."""
+"""Native tasks that move elements: copies between any strides, rows picked or added by index,
+sums along a middle axis."""
 
 from __future__ import annotations
 
@@ -175,6 +176,93 @@ def _rows_text(compiler: Machine, kind: str, element: str) -> str:
         with code.loop(k, width) as k:
             move(k, element)
     return code.function("kernel", parameters)
+
+
+def check_range(index: np.ndarray, bound: int) -> Task | None:
+    """The task that makes the first word of its table 1 if an index is not in ``range(bound)``."""
+    compiler = machine()
+    if compiler is None or index.dtype != np.int64 or not index.flags.c_contiguous:
+        return None
+    table = array("q", [0, id(index), index.size, bound])
+    return Task(_check_kernel(compiler), table, array("d", [0.0]), 1, index)
+
+
+@lru_cache(4)
+def _check_kernel(compiler: Machine) -> int:
+    return compiler.load(_check_text(compiler))
+
+
+def _check_text(compiler: Machine) -> str:
+    code, parameters = _begin("double", 1)
+    table = parameters[0]
+    index = _data(code, compiler, table, 1)
+    count, bound = (code.load(code.at(table, k), "i64") for k in (2, 3))
+    zero, one = code.integer(0), code.integer(1)
+    with code.loop(zero, count) as i:
+        inside = code.load(code.at(index, i), "i64").compare("ult", bound)
+        failed = code.select(inside, zero, one)
+        code.do(f"%before = atomicrmw or {table}, {failed} monotonic")
+    return code.function("kernel", parameters)
+
+
+# ------------------------------------------------------------------------------------------------
+# sums along a middle axis
+
+
+def sum_middle(x: np.ndarray, out: np.ndarray) -> Task | None:
+    """The task that sums (outer, middle, inner) over the middle axis, in the order of the axis."""
+    compiler = machine()
+    element = {"float32": "float", "float64": "double"}.get(x.dtype.name)
+    if compiler is None or element is None or out.dtype != x.dtype or not x.size:
+        return None
+    if not (x.flags.c_contiguous and out.flags.c_contiguous):
+        return None
+    table = array("q", [id(x), id(out), *x.shape])
+    parts = 1 if x.size < _PARALLEL else min(64, x.shape[0])
+    function = _sum_kernel(compiler, element)
+    return Task(function, table, array("d", [0.0]), parts, (x, out))
+
+
+@lru_cache(4)
+def _sum_kernel(compiler: Machine, element: str) -> int:
+    return compiler.load(_sum_text(compiler, element))
+
+
+def _sum_text(compiler: Machine, element: str) -> str:
+    lanes = compiler.lanes(element)
+    code, parameters = _begin(element, lanes)
+    table, _, first, last = parameters
+    x, out = (_data(code, compiler, table, k) for k in range(2))
+    outer, middle, inner = (code.load(code.at(table, 2 + k), "i64") for k in range(3))
+    zero = code.integer(0)
+    with code.loop(_share(code, outer, first), _share(code, outer, last)) as o:
+
+        def column(k: Value, type: str, o=o) -> None:
+            start = code.at(x, o * middle * inner + k, element)
+
+            def add(values: list[Value]) -> list[Value]:
+                pointer, total = values
+                pointer = code.at(pointer, inner, element)
+                return [pointer, total + code.load(pointer, type)]
+
+            total = code.load(start, type)
+            several = middle.compare("sgt", 1)
+            total = code.choose(
+                several,
+                lambda: [code.fold(middle - 1, [start, total], add)[1]],
+                lambda: [total],
+            )[0]
+            code.store(total, code.at(out, o * inner + k, element))
+
+        with code.loop(zero, inner, lanes) as k:
+            column(k, code.vector)
+        with code.loop(k, inner) as k:
+            column(k, element)
+    return code.function("kernel", parameters)
+
+
+# ------------------------------------------------------------------------------------------------
+# constants
 
 
 def fill(out: np.ndarray, value: float = 0.0) -> Task | None:

@@ -34,7 +34,7 @@ from ..codegen.rows import (
     row_sum,
 )
 from ..codegen.tasks import Task
-from .graph import Node, OpCall, RowsCall, Value, expression_of
+from .graph import CheckCall, Node, OpCall, RowsCall, Value, expression_of
 
 _BOOL = np.dtype("bool")
 _INT64 = np.dtype("int64")
@@ -68,6 +68,8 @@ def lower(node: Node, of: Arrays) -> Lowered | None:
     call = node.call
     if call.__class__ is RowsCall:
         return _rows(call.program, node.inputs, of, outputs)
+    if call.__class__ is CheckCall:
+        return _check(call, of(node.inputs[0]))
     if call.__class__ is OpCall:
         found = _OPERATIONS.get(call.op.name)
         if found is not None:
@@ -277,13 +279,8 @@ _SCALED = Program([build("mul", _V, variable("n"))], ["x", "n"], ["x"])
 
 
 def _sum_leading(x, out) -> Task | None:
-    """The sum over the first axis of a few groups."""
-    matrix = x.reshape(x.shape[0], -1)
-    target = out.reshape(-1)
-    if matrix.size > rows.GROUP:
-        return None
-    found = rows_task(_SUM_OF_COLUMNS, [matrix], [target])
-    return None if found is None or len(found.tasks) > 1 else found.tasks[0]
+    """The sum over the first axis, of one for each group of rows."""
+    return moves.sum_middle(x.reshape(1, x.shape[0], -1), out.reshape(1, -1))
 
 
 def _reduce(x, axes: tuple[int, ...], out) -> Lowered | None:
@@ -318,6 +315,10 @@ def _reduce(x, axes: tuple[int, ...], out) -> Lowered | None:
             parts = min(x.shape[axis], 64) if x.size >= PARALLEL else 1
             return _plain([calls.task(machine(), _address(kernel), "ppiifl", words, parts=parts,
                                       keep=(x, target))])  # fmt: skip
+    first, last = min(axes), max(axes)
+    if not any(first < a < last for a in kept):  # one run of axes in the middle
+        shape = (prod(x.shape[:first]), reduced, prod(x.shape[last + 1 :]))
+        return _plain([moves.sum_middle(x.reshape(shape), target)])
     return None
 
 
@@ -490,6 +491,15 @@ def _extreme(program: RowProgram) -> Callable:
         return rows_task(program, [x.reshape(-1, columns)], [out.reshape(-1, 1)])
 
     return lower
+
+
+def _check(call: CheckCall, index) -> Lowered | None:
+    """A check whose function says which parameter bounds the indices (``bounded_by``)."""
+    name = getattr(call.function, "bounded_by", None)
+    if name is None or index.__class__ is not _ndarray:
+        return None
+    task = moves.check_range(index, call.params[name])
+    return None if task is None else Lowered([task], [], [(task.table, "index out of range")])
 
 
 _BAD_ROW = "index out of range in embedding"
