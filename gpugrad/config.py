@@ -21,7 +21,7 @@ class _ThreadModes(threading.local):
     anomaly = False
     levels = 0  # open transformations whose tensors are lifted (jvp, vmap), see lifted.py
     batches: Any = ()  # those of them that are vmap: batching.Batch, from the outermost
-    recording = None
+    recording: Any = None  # the static.record.Recorder that looks
     autocast: Any = None  # what amp.autocast has set, see autocasting.py
     autocast_depth = 0
     autocast_casts: Any = None

@@ -61,6 +61,15 @@ def test_custom_function() -> None:
     assert "integers found: [3, -2, 0, 1, -1, 2, 0, -3]" in output
 
 
+def test_static_graph() -> None:
+    output = run(EXAMPLES / "static_graph.py")
+    counts = [int(n) for n in re.findall(r", (\d+) operations", output)]
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) == 3
+    losses = [float(n) for n in re.findall(r"step \d+: loss ([\d.]+)", output)]
+    assert losses[-1] < 0.25 < 1.0 < losses[0]
+
+
 # The three names the tutorial takes from torchvision, which is no dependency of the tests.
 TORCHVISION = """
 import numpy as np, torch

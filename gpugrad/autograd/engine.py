@@ -676,7 +676,7 @@ def _seed(tensor: Tensor, gradient):
             )
         array = tensor.array
         if array.__class__ is _ndarray and not array.shape:
-            return wrap(_one(array.dtype))
+            return constant(_one(array.dtype))
         with there(array):
             if not array.shape and is_array(array) and array.__class__ is not _ndarray:
                 return constant(backend_of(array).one(array.dtype))

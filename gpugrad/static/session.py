@@ -1,8 +1,8 @@
 """Explicit graphs, as in TensorFlow 1: placeholders, variables, ``Session.run``.
 
-A thin view of the same recordings that ``gpugrad.compile`` makes. A graph is built by ordinary
-functions of gpugrad; they compute with ones (zeros for integers) in the shapes of the placeholders,
-and everything is recorded:
+A thin view of the recordings that ``gpugrad.compile`` makes. A graph is built by ordinary functions
+of gpugrad, which compute with ones (zeros for integers) in the shapes of the placeholders while
+everything is recorded:
 
     with Graph() as graph:
         x = placeholder(gg.float32, (64, 784), "x")
@@ -10,11 +10,11 @@ and everything is recorded:
         loss = gg.logsumexp(x @ w, 1).mean()
         (dw,) = gradients(loss, [w])
         train = assign(w, w - 0.1 * dw)
-    session = Session(graph)
-    value, _ = session.run([loss, train], {x: images})
+    value, _ = Session(graph).run([loss, train], {x: images})
 
-``Graph(build)`` takes a function instead, ``build() -> {name: fetch}``, and its placeholders may
-have ``None`` in their shapes: it is recorded again for every combination of shapes that is fed.
+``Graph(build)`` takes a function instead that returns what can be fetched, by name. Its
+placeholders may have ``None`` in their shapes: it is recorded once more for other shapes that are
+fed.
 """
 
 from __future__ import annotations
@@ -22,118 +22,136 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import gpugrad as gg
+from typing import Any, NamedTuple
 
 from ..autograd import engine
-from ..backend import arrays as backend_arrays
+from ..backend.arrays import to_numpy
 from ..backend.numpy import xp as np
 from ..config import modes
+from ..creation import tensor as new_tensor
+from ..dtypes import as_dtype
 from ..tensor import Tensor, bump_versions, wrap
 from . import graph as ir
 from . import passes
 from .record import Recorder
-from .runners import runner_for, with_draws
-from .sources import Argument, HostResult, Live
+from .runners import runner_for
+from .sources import Argument, HostResult
 
-_current = threading.local()
+_building = threading.local()
 
 
-class Placeholder(Tensor):
-    """A tensor whose values are fed."""
-
-    __slots__ = ("name", "pattern", "place")
+class Placeholder(NamedTuple):
+    """A tensor that is fed: its name, its shape with ``None`` for any size, and what stands for it
+    while the graph is built."""
 
     name: str
-    pattern: tuple[int | None, ...]
-    place: int
+    shape: tuple[int | None, ...]
+    tensor: Tensor
 
 
-class Assign:
-    """The write of a value to a variable: done when it is fetched, and gives the value."""
+class Assign(NamedTuple):
+    """A write to a variable, done when it is fetched; gives the value."""
 
-    def __init__(self, variable: Tensor, value: Tensor):
-        self.variable, self.value = variable, value
+    variable: Tensor
+    value: Tensor
 
 
 class Graph:
-    """A program that is built before it is run; see the module."""
+    """A program that is built before it is run; see the module.
+
+    ``variables`` are the tensors that keep their values between runs, by name.
+    """
 
     def __init__(self, build: Callable[[], Mapping[str, Any]] | None = None):
-        self._build = build
-        self._variants: dict[tuple, _Built] = {}
+        self.build = build
         self.variables: dict[str, Tensor] = {}
-        self._built: _Built | None = None
+        self._recordings: dict[tuple, _Recording] = {}
         if build is not None:
-            self._built = self._record({})
+            self._record({})
 
     def __enter__(self) -> Graph:
-        if self._build is not None or self._built is not None:
+        if self._recordings:
             raise RuntimeError("the graph has been built already")
-        self._block = _recording(self, {})
-        self._built = self._block.__enter__()
+        self._block = self._recorded({})
+        self._block.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
         self._block.__exit__(*error)
 
-    def _record(self, shapes: dict[str, tuple[int, ...]]) -> _Built:
-        assert self._build is not None
-        with _recording(self, shapes) as built:
-            built.fetches = dict(self._build())
-        return built
-
     @property
     def placeholders(self) -> list[Placeholder]:
-        return self._first().placeholders
+        return self._first.placeholders
 
-    def _first(self) -> _Built:
-        if self._built is None:
+    def program(self, fetches, feed: Mapping[Any, Any] | None = None) -> ir.Graph:
+        """The recorded program that computes some fetches, before any pass: to be printed, and
+        given to the passes of ``gpugrad.static.passes``."""
+        flat = fetches if isinstance(fetches, (list, tuple)) else [fetches]
+        recording = self._for(self._by_name(feed or {}))
+        return recording.program(recording.resolved(flat, self._first))
+
+    # ---- recordings
+
+    @property
+    def _first(self) -> _Recording:
+        if not self._recordings:
             raise RuntimeError("the graph is empty: build it in a with block, or give a function")
-        return self._built
+        return next(iter(self._recordings.values()))
 
-    def _for(self, feed: Mapping[str, Any]) -> _Built:
-        """What was built for values of these shapes."""
-        first = self._first()
-        shapes = {p.name: tuple(np.shape(feed[p.name])) for p in first.placeholders
-                  if p.name in feed and None in p.pattern}  # fmt: skip
-        if not shapes:
-            return first
-        key = tuple(sorted(shapes.items()))
-        found = self._variants.get(key)
+    @contextmanager
+    def _recorded(self, shapes: dict[str, tuple[int, ...]]) -> Iterator[_Recording]:
+        """Record what is computed in the block."""
+        recording = _Recording(self, shapes)
+        outer = getattr(_building, "recording", None), modes.local.recording
+        _building.recording, modes.local.recording = recording, recording.recorder
+        modes.enter(special=True)
+        try:
+            yield recording
+        finally:
+            modes.leave(special=True)
+            _building.recording, modes.local.recording = outer
+        recording.check()
+        self._recordings[tuple(sorted(shapes.items()))] = recording
+
+    def _record(self, shapes: dict[str, tuple[int, ...]]) -> _Recording:
+        assert self.build is not None
+        with self._recorded(shapes) as recording:
+            recording.fetches = dict(self.build())
+        return recording
+
+    def _for(self, feed: Mapping[str, Any]) -> _Recording:
+        """The recording for values of these shapes."""
+        shapes = {
+            p.name: tuple(np.shape(feed[p.name]))
+            for p in self.placeholders
+            if p.name in feed and None in p.shape
+        }
+        found = self._recordings.get(tuple(sorted(shapes.items())))
         if found is None:
-            found = self._variants[key] = self._record(shapes)
+            found = self._record(shapes)
         return found
 
-    def program(self, fetches, feed: Mapping | None = None) -> ir.Graph:
-        """The recorded program that computes some fetches, as it was written.
-
-        Print it, or give it to a pass of ``gpugrad.static.passes`` and print that.
-        """
-        named = self._named(feed or {})
-        built = self._for(named)
-        return built.program(built.resolved(_listed(fetches), self._first()))
-
-    def _named(self, feed: Mapping) -> dict[str, Any]:
-        named = {}
+    def _by_name(self, feed: Mapping[Any, Any]) -> dict[str, Any]:
+        names = {id(p.tensor): p.name for p in self.placeholders}
+        known = set(names.values())
+        found = {}
         for key, value in feed.items():
-            name = key if isinstance(key, str) else getattr(key, "name", None)
-            if name not in {p.name for p in self._first().placeholders}:
-                raise ValueError(f"{key!r} is no placeholder of the graph")
-            named[name] = getattr(value, "array", value)
-        return named
+            name = key if isinstance(key, str) else names.get(id(key))
+            if name not in known:
+                raise ValueError(f"{key!r} is no placeholder of the graph, which has {known}")
+            found[name] = to_numpy(value.array) if isinstance(value, Tensor) else value
+        return found
 
 
-class _Built:
-    """One recording of a graph: for placeholders of certain shapes."""
+class _Recording:
+    """A graph recorded for placeholders of certain shapes."""
 
     def __init__(self, graph: Graph, shapes: dict[str, tuple[int, ...]]):
-        self.owner, self.shapes = graph, shapes
-        self.recorder = Recorder()
+        self.graph, self.shapes, self.recorder = graph, shapes, Recorder()
         self.placeholders: list[Placeholder] = []
-        self.fetches: dict[str, Any] = {}
-        self.runners: dict[tuple, Any] = {}
+        self.fetches: dict[str, Any] = {}  # what the function returned
+        self.runs: dict[tuple, _Run] = {}
+        self.unnamed = 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -144,141 +162,218 @@ class _Built:
         finally:
             modes.local.recording = self.recorder
 
-    def resolved(self, fetches: Sequence, first: _Built) -> list:
-        """Fetches by name, or by the tensor of the first recording that has the name."""
+    def check(self) -> None:
+        """Raise RuntimeError if the program did what a graph cannot do."""
+        if self.recorder.failure is not None:
+            reason, line = self.recorder.failure
+            raise RuntimeError(f"{reason}, but a graph has no values before it is run: {line}")
+        if any(memory.input is not None for memory in self.recorder._written.values()):
+            raise RuntimeError(
+                "a variable or placeholder was written in place while the graph was built: use "
+                "assign(variable, value), and fetch what it returns"
+            )
+
+    def resolved(self, fetches: Sequence, first: _Recording) -> list:
+        """What fetches are in this recording: names, or objects of the first recording."""
         names = {id(f): name for name, f in first.fetches.items()}
         found = []
         for f in fetches:
             name = f if isinstance(f, str) else names.get(id(f))
-            if name is not None and name not in self.fetches:
-                raise ValueError(f"there is nothing named {name!r} in the graph")
-            if name is None and self is not first:
-                raise ValueError("only what the function returns can be fetched")
-            found.append(f if name is None else self.fetches[name])
+            if name is None and self is first:
+                found.append(f)
+            elif name in self.fetches:
+                found.append(self.fetches[name])
+            else:
+                raise ValueError(f"{f!r} cannot be fetched: build() did not return it")
         return found
 
     def program(self, fetches: Sequence) -> ir.Graph:
-        """The part of the recording that some fetches need."""
-        recorded = self.recorder.graph
-        part = recorded.with_nodes(list(recorded.nodes))
-        part.stores = []
-        for f in fetches:
-            tensor = f.value if isinstance(f, Assign) else f
-            if not isinstance(tensor, Tensor) or not self.recorder._is_known(tensor.array):
-                raise ValueError(f"{f!r} is not part of the graph")
-            value = self.recorder.value(tensor.array)
-            part.outputs.append(value)
-            if isinstance(f, Assign):
-                target = self.recorder.value(f.variable.array, f.variable)
-                part.stores.append((target, value))
-        part.inputs, part.sources = recorded.inputs, recorded.sources
-        part.nodes, part.constants = list(recorded.nodes), dict(recorded.constants)
-        needed = set(_ancestors(part))
-        part.guards = [(v, outcome) for v, outcome in part.guards if v in needed]
+        """The part of the recording that some fetches need. Checks and decisions are a part of it
+        if they read no placeholder that the fetches do not read."""
+        recorder = self.recorder
+        part = recorder.graph.with_nodes([])
+        part.outputs = [self._value(f.value if isinstance(f, Assign) else f) for f in fetches]
+        part.stores = [
+            (recorder.value(f.variable.array, f.variable), v)
+            for f, v in zip(fetches, part.outputs, strict=True)
+            if isinstance(f, Assign)
+        ]
+        part.nodes = list(recorder.graph.nodes)
+        part.inputs, part.sources = list(recorder.graph.inputs), list(recorder.graph.sources)
+        reads = _inputs_read(part)
+        needed = frozenset().union(*[reads[v] for v in part.outputs])
+        part.nodes = [
+            n for n in part.nodes if n.call.pure or all(reads[v] <= needed for v in n.values)
+        ]
+        part.guards = [(v, outcome) for v, outcome in part.guards if reads[v] <= needed]
         return passes.drop_dead(part)
 
+    def _value(self, tensor) -> ir.Value:
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{tensor!r} is no tensor of the graph")
+        known = self.recorder._is_known(tensor.array)
+        if not known and not any(tensor is v for v in self.graph.variables.values()):
+            raise ValueError(f"{tensor!r} was not computed while the graph was built")
+        return self.recorder.value(tensor.array, tensor)
 
-def _ancestors(graph: ir.Graph) -> Iterator[ir.Value]:
-    """The values that outputs and stores need."""
-    needed = {*graph.outputs, *[v for _, v in graph.stores]}
-    for node in reversed(graph.nodes):
-        if any(v in needed for v in node.outputs):
-            needed.update(node.values)
-            needed.update(node.outputs)
-    # what only decides or checks is needed as soon as all that it reads is
+
+def _inputs_read(graph: ir.Graph) -> dict[ir.Value, frozenset[ir.Value]]:
+    """The inputs that every value depends on."""
+    reads = {v: frozenset([v]) for v in graph.inputs}
+    reads |= dict.fromkeys(graph.constants, frozenset())
     for node in graph.nodes:
-        if all(v in needed or v in graph.constants for v in node.values):
-            needed.update(node.outputs)
-    return iter(needed)
+        below = frozenset().union(*[reads[v] for v in node.values])
+        reads |= dict.fromkeys(node.outputs, below)
+    return reads
 
 
-@contextmanager
-def _recording(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> Iterator[_Built]:
-    """Record what is computed in the block."""
-    built = _Built(graph, shapes)
-    outer = getattr(_current, "built", None), modes.local.recording
-    _current.built, modes.local.recording = built, built.recorder
-    modes.enter(special=True)
-    try:
-        yield built
-    finally:
-        modes.leave(special=True)
-        _current.built, modes.local.recording = outer
-    recorder = built.recorder
-    if recorder.failure is not None:
-        reason, line = recorder.failure
-        raise RuntimeError(f"{reason}: a graph has no values before it is run ({line})")
-    if any(memory.input is not None for memory in recorder._written.values()):
-        raise RuntimeError(
-            "a tensor from outside was written in place while the graph was built: use "
-            "assign(variable, value), and fetch what it returns"
-        )
+class _Run:
+    """A program that computes some fetches, compiled."""
+
+    def __init__(self, recording: _Recording, fetches: Sequence):
+        self.recording = recording
+        self.fetches = fetches  # keeps what the key of the run names alive
+        self.graph = passes.optimize(recording.program(fetches))
+        self._compute = runner_for(self.graph)
+        self._written = [f.variable for f in fetches if isinstance(f, Assign)]
+
+    def __call__(self, feed: Mapping[str, Any]) -> list:
+        drawn = {id(h): h.call() for h in self.recording.recorder.hosts}
+        inputs = []
+        for v, source in zip(self.graph.inputs, self.graph.sources, strict=True):
+            if isinstance(source, Argument):
+                inputs.append(self._fed(self.recording.placeholders[source.place], v, feed))
+            elif isinstance(source, HostResult):
+                inputs.append(drawn[id(source.host)][source.place])
+            else:
+                inputs.append(source.read())
+        results = self._compute(*inputs)
+        if results is None:
+            raise RuntimeError(
+                "a value decided otherwise than when the graph was built, or is not what an "
+                "operation allows (class numbers below the number of classes, for example)"
+            )
+        bump_versions([self._written])
+        return [np.array(to_numpy(r)) for r in results]
+
+    @staticmethod
+    def _fed(p: Placeholder, v: ir.Value, feed: Mapping[str, Any]):
+        if p.name not in feed:
+            raise ValueError(f"the placeholder {p.name!r} is needed: feed it")
+        array = np.asarray(feed[p.name], v.dtype)
+        if array.shape != v.shape:
+            raise ValueError(f"the placeholder {p.name!r} has shape {p.shape}, got {array.shape}")
+        return array
 
 
-def _open() -> _Built:
-    built = getattr(_current, "built", None)
-    if built is None:
+class Session:
+    """Runs a graph."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+
+    def run(self, fetches, feed_dict: Mapping[Any, Any] | None = None):
+        """NumPy arrays for tensors, names or assignments: for one, or in a list for several.
+
+        ``feed_dict`` has the values of placeholders, by the placeholder or by its name. Assignments
+        are done after everything has been computed.
+        """
+        several = isinstance(fetches, (list, tuple))
+        feed = self.graph._by_name(feed_dict or {})
+        results = self._prepared(fetches if several else [fetches], feed)(feed)
+        return results if several else results[0]
+
+    def optimized(self, fetches, feed_dict: Mapping[Any, Any] | None = None) -> ir.Graph:
+        """The program that ``run`` runs: ``graph.program`` after the passes."""
+        several = isinstance(fetches, (list, tuple))
+        feed = self.graph._by_name(feed_dict or {})
+        return self._prepared(fetches if several else [fetches], feed).graph
+
+    def _prepared(self, fetches: Sequence, feed: Mapping[str, Any]) -> _Run:
+        recording = self.graph._for(feed)
+        resolved = recording.resolved(fetches, self.graph._first)
+        key = tuple(map(id, resolved))
+        if key not in recording.runs:
+            recording.runs[key] = _Run(recording, resolved)
+        return recording.runs[key]
+
+
+# ------------------------------------------------------------------------------------------------
+# what a graph is built of
+
+
+def _open() -> _Recording:
+    recording = getattr(_building, "recording", None)
+    if recording is None:
         raise RuntimeError("no graph is being built: use `with Graph() as graph:`")
-    return built
+    return recording
 
 
-def placeholder(dtype, shape: Sequence[int | None], name: str | None = None) -> Placeholder:
-    """A tensor that is fed when the graph is run. ``None`` in its shape, any size, needs a graph
+def placeholder(dtype, shape: Sequence[int | None], name: str | None = None) -> Tensor:
+    """A tensor that is fed at every run. ``None`` in its shape, for any size, needs a graph that is
     built by a function."""
-    built = _open()
-    place = len(built.placeholders)
+    recording = _open()
+    place, pattern, dtype = len(recording.placeholders), tuple(shape), as_dtype(dtype)
     name = name or f"placeholder_{place}"
-    if any(p.name == name for p in built.placeholders):
+    if any(p.name == name for p in recording.placeholders):
         raise ValueError(f"there is a placeholder {name!r} already")
-    pattern = tuple(shape)
-    if None in pattern and built.owner._build is None:
+    if None in pattern and recording.graph.build is None:
         raise ValueError(
             f"the placeholder {name!r} has None in its shape {pattern}: give Graph a function, "
-            f"which is recorded again for every shape that is fed"
+            f"which can be recorded again for the shapes that are fed"
         )
-    sizes = built.shapes.get(name, tuple(1 if n is None else n for n in pattern))
-    if len(sizes) != len(pattern) or any(
-        n is not None and n != size for n, size in zip(pattern, sizes, strict=True)
-    ):
+    sizes = recording.shapes.get(name, tuple(1 if n is None else n for n in pattern))
+    fits = [n in (None, size) for n, size in zip(pattern, sizes, strict=False)]
+    if len(sizes) != len(pattern) or not all(fits):
         raise ValueError(f"the placeholder {name!r} has shape {pattern}, got {sizes}")
-    with built.paused():
-        floating = gg.dtypes.is_floating(np.dtype(dtype))
-        values = (np.ones if floating else np.zeros)(sizes, dtype)
-        tensor = wrap(values)
-    tensor.__class__ = Placeholder
-    tensor.name, tensor.pattern, tensor.place = name, pattern, place
-    built.recorder.argument(tensor, Argument(place))
-    built.placeholders.append(tensor)
-    return tensor
+    ones = dtype.kind not in "biu"  # zeros are indices of whatever they index
+    stand_in = wrap((np.ones if ones else np.zeros)(sizes, dtype))
+    recording.recorder.argument(stand_in, Argument(place))
+    recording.placeholders.append(Placeholder(name, pattern, stand_in))
+    return stand_in
 
 
 def variable(value, name: str | None = None, *, dtype=None, trainable: bool = True) -> Tensor:
-    """A tensor that keeps its values from one run to the next. In a graph built by a function the
-    variable of a name is made once."""
-    built = _open()
-    variables = built.owner.variables
-    name = name or f"variable_{sum(k.startswith('variable_') for k in built.known)}"
-    tensor = variables.get(name)
-    if tensor is None:
-        with built.paused():
-            source = value.array if isinstance(value, Tensor) else value
-            tensor = gg.tensor(np.array(source), dtype=dtype, requires_grad=trainable)
-        variables[name] = tensor
-    return tensor
+    """A tensor that keeps its values from one run to the next, made once: a graph that is recorded
+    again goes on with its variables, known by their names or their order."""
+    recording = _open()
+    if name is None:
+        name = f"variable_{recording.unnamed}"
+        recording.unnamed += 1
+    variables = recording.graph.variables
+    if name not in variables:
+        with recording.paused():
+            data = to_numpy(value.array) if isinstance(value, Tensor) else value
+            variables[name] = new_tensor(data, dtype=dtype, requires_grad=trainable)
+    return variables[name]
 
 
 def gradients(ys, xs: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of a sum of scalars with respect to tensors; zeros where there is none."""
+    """The gradients of a scalar, or of the sum of several, with respect to tensors; zeros where it
+    does not depend on them."""
     ys = list(ys) if isinstance(ys, (list, tuple)) else [ys]
-    found = engine.grad(ys, list(xs), retain_graph=True, allow_unused=True)
-    return [x * 0 if g is None else g for g, x in zip(found, xs, strict=True)]
+    return list(
+        engine.grad(ys, list(xs), retain_graph=True, allow_unused=True, materialize_grads=True)
+    )
 
 
 def assign(variable: Tensor, value: Tensor) -> Assign:
-    """A write to a variable, to be fetched."""
-    if tuple(variable.shape) != tuple(value.shape) or variable.dtype != value.dtype:
+    """A write to a variable, to be fetched: ``session.run([loss, assign(w, w - lr * dw)])``."""
+    if (tuple(variable.shape), variable.dtype) != (tuple(value.shape), value.dtype):
         raise ValueError(
             f"a variable of {variable.dtype}{list(variable.shape)} cannot take a value of "
             f"{value.dtype}{list(value.shape)}"
         )
     return Assign(variable, value)
+
+
+__all__ = [
+    "Assign",
+    "Graph",
+    "Placeholder",
+    "Session",
+    "assign",
+    "gradients",
+    "placeholder",
+    "variable",
+]
