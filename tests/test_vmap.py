@@ -734,7 +734,7 @@ def test_compiled_programs():
         return gg.vmap(gg.func.grad(lambda v, u: (u @ v).tanh().square().sum()), (None, 0))(w, x)
 
     compiled = gg.compile(gradients)
-    for scale in (1.0, 2.0, 3.0, 4.0):
+    for scale in (0.1, 0.2, 0.3, 0.4):  # where 1 - tanh(x)**2 does not cancel
         x = gg.tensor(X * scale)
         np.testing.assert_allclose(compiled(x).numpy(), gradients(x).numpy(), rtol=1e-12)
     assert compiled.stats["replays"] == 2
