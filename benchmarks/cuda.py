@@ -1,6 +1,6 @@
 """What a CUDA device does, measured: copies, kernels, matrix products, host time, training steps.
 
-    python -m benchmarks.cuda PART [gpugrad|torch] [--seconds S]
+    python -m benchmarks.cuda PART [gpugrad|torch|jax] [--scale S]
 
 writes one JSON object to stdout. ``tests/cuda/gpu_session.py`` runs all parts and keeps the
 results. Times of kernels are between events on the device; host times are of the clock. A part that
@@ -27,6 +27,7 @@ from benchmarks import workloads
 # Rows whose time is that of launches, and of work (the shapes of the table of speed targets).
 LIGHT = ("w1", "w2", "w4/8", "w5", "w11")  # all that a trial without a GPU can wait for
 STEPS = ("w1", "w2", "w3", "w4/8", "w4/64", "w5", "w6", "w7", "w8", "w9", "w11", "w12")
+LIBRARIES = ("gpugrad", "torch", "jax")
 Measured = dict[str, Any]
 
 
@@ -35,6 +36,10 @@ Measured = dict[str, Any]
 
 class Device:
     """A library's device: its name for it, waiting, and times between events."""
+
+    def wait(self, result: Any) -> None:
+        """Until the work behind a result is done."""
+        self.synchronize()
 
     def __init__(self, library: str):
         self.library = library
@@ -82,6 +87,21 @@ class Device:
             blocks.append((time.perf_counter() - start) / calls)
         self.synchronize()
         return spread(blocks)
+
+
+class JaxDevice:
+    """What the compiled steps need of JAX, whose arrays are on a GPU by themselves."""
+
+    library = "jax"
+
+    def __init__(self) -> None:
+        import jax
+
+        self.lib, self.wait = jax, jax.block_until_ready
+
+
+def device_of(library: str) -> Any:
+    return JaxDevice() if library == "jax" else Device(library)
 
 
 def spread(blocks: list[float]) -> Measured:
@@ -275,26 +295,62 @@ class OnDevice:
         return lambda *args, **kwargs: value(*args, **kwargs).to(self._device.name)
 
 
+Built = tuple[Callable[[], Any], Callable[[], Measured]]  # a step, and what is to be told about it
+
+
 def steps(device: Device, scale: float) -> dict[str, Measured]:
     """Steps of the workloads: forward, backward and update. Losses, to compare libraries by."""
+    return of_rows(device, scale, lambda row: (row.build(OnDevice(device), 0)[0], dict))
+
+
+def static(device: Any, scale: float) -> dict[str, Measured]:
+    """The same steps compiled: gpugrad's replayed CUDA graphs, ``torch.compile`` with CUDA graphs,
+    ``jax.jit``. ``host`` is the time of a call that does not wait, ``first`` that of the calls
+    before the steps that are measured, compilation included."""
+    return of_rows(device, scale, functools.partial(_compiled, device))
+
+
+def _compiled(device: Any, row: workloads.Row) -> Built:
+    if device.library == "jax":
+        program = getattr(importlib.import_module("benchmarks.jax_workloads"), row.program.__name__)
+        return program(row.data(0, **row.shape))[0], dict
+    if device.library == "torch":
+        import torch
+
+        reduced = functools.partial(torch.compile, mode="reduce-overhead")
+        return row.build(OnDevice(device), 0, reduced)[0], dict
+    step, _ = row.build(OnDevice(device), 0)
+    compiled = device.lib.compile(step)
+    return compiled, lambda: {"explain": compiled.explain()}
+
+
+def of_rows(
+    device: Any, scale: float, build: Callable[[workloads.Row], Built]
+) -> dict[str, Measured]:
+    """Seconds of a step of each workload, and of the host in a step."""
     initialise = workloads.initialise
 
-    def on_device(_, module, rng):
-        return initialise(device.lib, module, rng).to(device.name)
+    def on_device(_, module, weights):
+        return initialise(device.lib, module, weights).to(device.name)
 
     def measure(row: workloads.Row) -> Measured:
-        step, _ = row.build(OnDevice(device), 0)
-        losses = [float(step().detach().sum()) for _ in range(5)]
+        step, described = build(row)
+        start = time.perf_counter()
+        losses = [float(total(step())) for _ in range(8)]
+        first = time.perf_counter() - start
         calls = max(2, int(20 * scale))
-        blocks, end = [], time.perf_counter() + 2 * scale
+        blocks, hosts, end = [], [], time.perf_counter() + 2 * scale
         while len(blocks) < 5 or (time.perf_counter() < end and len(blocks) < 100):
-            device.synchronize()
+            device.wait(step())
             start = time.perf_counter()
             for _ in range(calls):
-                step()
-            device.synchronize()
+                result = step()
+            queued = time.perf_counter()
+            device.wait(result)
             blocks.append((time.perf_counter() - start) / calls / row.ops)
-        return spread(blocks) | {"losses": losses}
+            hosts.append((queued - start) / calls / row.ops)
+        found = spread(blocks) | {"host": spread(hosts), "first": first, "losses": losses}
+        return found | described()
 
     workloads.initialise = on_device
     try:
@@ -304,17 +360,24 @@ def steps(device: Device, scale: float) -> dict[str, Measured]:
         workloads.initialise = initialise
 
 
-PARTS = {"copy": copy, "kernels": kernels, "gemm": gemm, "host": host, "steps": steps}
+def total(result: Any) -> Any:
+    """The sum of a tensor, or of an array of JAX."""
+    return result.detach().sum() if hasattr(result, "detach") else result.sum()
+
+
+PARTS = {
+    "copy": copy, "kernels": kernels, "gemm": gemm, "host": host, "steps": steps, "static": static,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("library", nargs="?", default="gpugrad", choices=("gpugrad", "torch"))
+    parser.add_argument("library", nargs="?", default="gpugrad", choices=LIBRARIES)
     parser.add_argument("--scale", type=float, default=1.0, help="of sizes and repetitions")
     options = parser.parse_args()
     sys.stdout, answer = sys.stderr, sys.stdout  # whatever a library prints goes to stderr
-    device = Device(options.library)
+    device = device_of(options.library)
     found = PARTS[options.part](device, options.scale)
     json.dump(
         {"library": options.library, "version": device.lib.__version__, "found": found}, answer

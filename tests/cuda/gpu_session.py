@@ -14,6 +14,7 @@ Each part is a process of its own with a time limit, so that none stops the othe
     recordings   launches recorded on a CPU, run here: the largest differences of each kernel
     tests        pytest -m gpu, files side by side
     copy, kernels, gemm, host, steps   benchmarks/cuda.py, with torch beside if it is installed
+    static       steps that are compiled, with torch's and JAX's beside if they are installed
     memcheck, racecheck, initcheck, synccheck   compute-sanitizer on ``exercise`` and recordings
 
 ``benchmarks/results/<device>-<date>.json`` is written anew after every part. With
@@ -395,9 +396,10 @@ class Session:
         return found
 
     def libraries(self, part: str) -> list[str]:
-        torch = "torch" in self.parts.get("environment", {}).get("versions", {})
-        alone = part == "copy" or self.options.without_torch
-        return ["gpugrad", "torch"] if torch and not alone else ["gpugrad"]
+        versions = self.parts.get("environment", {}).get("versions", {})
+        peers = {"copy": (), "static": ("torch", "jax")}.get(part, ("torch",))
+        alone = self.options.without_torch
+        return ["gpugrad", *[p for p in peers if p in versions and not alone]]
 
     def tests(self, limit: float) -> Report:
         """The tests of every file in a process of their own, as many at once as there are cores."""
@@ -501,7 +503,7 @@ def unpack_wheels(folder: str, target: str) -> list[str]:
 # In the order of their worth; seconds at most. They need not fit together: what is left decides.
 LIMITS = {
     "recordings": 90, "tests": 200, "copy": 30, "kernels": 50, "gemm": 50, "host": 40, "steps": 90,
-    "memcheck": 60, "racecheck": 50, "synccheck": 50, "initcheck": 40,
+    "static": 90, "memcheck": 60, "racecheck": 50, "synccheck": 50, "initcheck": 40,
 }  # fmt: skip
 
 
@@ -542,7 +544,7 @@ def run_here(options: argparse.Namespace) -> int:
         from benchmarks import cuda as benchmarks
 
         benchmarks.progress = lambda found: answer(options, found)
-        device = benchmarks.Device(options.library)
+        device = benchmarks.device_of(options.library)
         found: Report = benchmarks.PARTS[options.part[6:]](device, options.scale)
     elif options.part == "recordings":
         found = recordings(options)

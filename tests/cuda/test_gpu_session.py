@@ -231,3 +231,7 @@ def test_a_session(tmp_path, host_device):
     assert parts["tests"]["counts"]["passed"] > 5
     assert parts["copy"]["gpugrad"]["result"]["16 MiB"]["bytes_per_second"] > 0
     assert not [n for n, r in parts["steps"]["gpugrad"]["result"].items() if "error" in r]
+    eager, static = (parts[p]["gpugrad"]["result"] for p in ("steps", "static"))
+    for name, row in static.items():
+        assert "CUDA graph" in row["explain"], row
+        np.testing.assert_allclose(row["losses"], eager[name]["losses"], rtol=1e-4)
