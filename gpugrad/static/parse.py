@@ -226,7 +226,10 @@ class _Reader:
             if name not in self.constants:
                 raise line.wrong(f"the constant {name} is needed: parse(text, {{'{name}': array}})")
             return self.constants[name]
-        return np.array(self._literal(line), v.dtype).reshape(v.shape)
+        numbers = self._literal(line)
+        if numbers.__class__ is list:
+            return np.array(numbers, v.dtype).reshape(v.shape)
+        return np.full(v.shape, numbers, v.dtype)
 
     def _input(self, line: _Line):
         if line.kind() == "value":

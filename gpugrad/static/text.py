@@ -9,7 +9,7 @@ Metadata are literals: numbers, strings, ``None``, ``...``, tuples, lists, ``sli
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..backend.numpy import xp as np
 from ..codegen.expr import Expr, topological
@@ -77,7 +77,17 @@ def program(inputs: Sequence[str], outputs: Sequence[tuple[str, Expr]]) -> str:
 
 
 def constant(v, array) -> str:
-    """The numbers of a small constant, the name of a large one."""
-    if array.size > WRITTEN_OUT or array.__class__.__module__ != "numpy":
-        return f"constant {v!r}"
-    return f"constant {literal(array.reshape(-1).tolist())}"
+    """The numbers of a small constant, the one number of a uniform one, the name of another."""
+    if array.__class__ is np.ndarray and array.dtype.kind in "biuf":
+        flat = array.reshape(-1)
+        if array.size > 1 and all(n == flat[:1].tobytes() for n in _elements(flat)):
+            return f"constant {literal(flat[0].item())}"
+        if array.size <= WRITTEN_OUT:
+            return f"constant {literal(flat.tolist())}"
+    return f"constant {v!r}"
+
+
+def _elements(flat) -> Iterator[bytes]:
+    """The bytes of each element, so that -0.0 is not 0.0."""
+    data, size = flat.tobytes(), flat.itemsize
+    return (data[k : k + size] for k in range(0, len(data), size))

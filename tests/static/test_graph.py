@@ -68,10 +68,13 @@ def test_what_is_used_twice_has_a_name():
 
 def test_constants_are_written_out_or_named():
     def function(x):
-        return x + gg.linspace(0, 1, 3), x.sum() + gg.linspace(0, 1, 40, dtype=gg.float64)
+        one = x + gg.linspace(0, 1, 3), x.sum() + gg.linspace(0, 1, 40, dtype=gg.float64)
+        return one, x + gg.full((50, 3), -0.0), x + gg.zeros(3)
 
     graph = graph_of(function, gg.randn(3))
-    assert len(graph.constants) == 2
+    assert len(graph.constants) == 4
+    assert "constant [0.0, 0.5, 1.0]" in str(graph)
+    assert "float32[50, 3] = constant -0.0" in str(graph)
     with pytest.raises(ValueError, match="is needed: parse"):
         Graph.parse(str(graph))
     named = {repr(v): a for v, a in graph.constants.items()}
