@@ -40,6 +40,7 @@ from .tensor import (
     Tensor,
     bump_version,
     clock,
+    constant,
     highest,
     over,
     share_memory,
@@ -351,8 +352,8 @@ def _shape_error(name, values) -> RuntimeError | None:
 
 def _scalar_tensor(value, dtype, like) -> Tensor:
     if like is not None and not isinstance(like, _SCALARS):
-        return wrap(backend_arrays.scalar_array(value, dtype, like))
-    return wrap(np.array(value, dtype))
+        return constant(backend_arrays.scalar_array(value, dtype, like))
+    return constant(np.array(value, dtype))
 
 
 def _operand(op, a):

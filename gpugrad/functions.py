@@ -1601,7 +1601,7 @@ def gather(input, dim: int, index) -> Tensor:
     axis = _dim(dim, input.ndim)
     _check_index("gather", input, axis, index)
     if not input.ndim:
-        return reshape(input, 1)[reshape(index, ())]
+        return index_ops.take(reshape(input, 1), reshape(index, ()), pattern=(index_ops.HOLE,))
     return index_ops.gather(input, index, axis=axis)
 
 

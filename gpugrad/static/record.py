@@ -196,10 +196,12 @@ class Recorder:
 
     def survivors(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """The tensors made by the program that somebody keeps, other than its outputs, what these
-        remember for their derivative, and gradients."""
+        are views of or remember for their derivative, and gradients."""
         alive = {id(t): t for ref in self._made if (t := ref()) is not None}
         for t in outputs:
             alive.pop(id(t), None)
+            if t._view is not None:
+                alive.pop(id(t._view[0]), None)
         for leaf, _ in self.leaves.values():
             alive.pop(id(leaf.grad), None)
         kept = remembered(outputs) if alive else ()
