@@ -137,7 +137,7 @@ class Compiled:
             given, named = rebuild(leaves)
             return self._function(*given, **named)
 
-        variant.take(recording, function)
+        variant.take(recording, function, self._borrow)
         if variant.rejected is not None:
             self._reject(variant.rejected)
         return result
@@ -220,7 +220,7 @@ class Variant:
         self.ways: dict[tuple[bool, ...], tuple[Recording, int]] = {}
         self.rejected: str | None = None
 
-    def take(self, recording: Recording, function: Callable) -> None:
+    def take(self, recording: Recording, function: Callable, borrow: bool) -> None:
         """Compile a recording if it is the same as the one before."""
         self.previous = recording
         way = tuple(outcome for _, outcome in recording.graph.guards)
@@ -234,7 +234,7 @@ class Variant:
         if what is None:
             what = recording.escaped
         if what is None:
-            self.programs.insert(0, ReplayedProgram(recording, function))
+            self.programs.insert(0, ReplayedProgram(recording, function, borrow))
             self.previous = None
             del self.ways[way]
             if len(self.programs) > _PROGRAMS:

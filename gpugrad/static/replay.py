@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..autograd import engine
 from ..compiler import Changed
@@ -26,8 +26,9 @@ class ReplayedProgram:
     has another outcome, a tensor another shape, or there is an error, which eager mode shall raise.
     """
 
-    def __init__(self, recording: Recording, function: Callable[[Sequence], Any]):
-        """``function(leaves)`` runs the function itself."""
+    def __init__(self, recording: Recording, function: Callable, borrow: bool = False):
+        """``function(leaves)`` runs the function itself. With ``borrow`` the returned tensors are
+        over the program's own memory, if the runner lends it."""
         start = time.perf_counter()
         self.recording, self.function = recording, function
         graph = recording.graph
@@ -39,6 +40,10 @@ class ReplayedProgram:
         self.recorded = graph
         self.graph, self.hosts = with_draws(passes.optimize(graph), recording.hosts)
         self.run = runner_for(self.graph)
+        self.lends = borrow and self._second is None and hasattr(self.run, "lent")
+        if self.lends:
+            self.run.lent = recording.count
+        self._lent: list[weakref.ref[Tensor]] = []
         self._reads = [self._reader(source) for source in self.graph.sources]
         self._types = [(v.shape, v.dtype) for v in self.graph.inputs]
         self._live = [
@@ -49,9 +54,11 @@ class ReplayedProgram:
         self.calls = 0
         self.has_short_way = True
         code = getattr(recording.function, "__code__", None)
-        name = getattr(recording.function, "__name__", type(recording.function).__name__)
+        self.name = getattr(recording.function, "__name__", type(recording.function).__name__)
         # what errors about stale values name as the line that wrote them
-        self.line = (code.co_filename, code.co_firstlineno) if code else (f"compiled {name}", 0)
+        self.line = (
+            (code.co_filename, code.co_firstlineno) if code else (f"compiled {self.name}", 0)
+        )
 
     def _reader(self, source) -> tuple:
         if source.__class__ is Argument:
@@ -128,6 +135,8 @@ class ReplayedProgram:
         inputs = self._inputs(leaves)
         if inputs is None:
             return MISS
+        if self._lent:
+            self.take_back()
         try:
             results = self.run(*inputs)
         except Exception:  # eager mode raises it where it belongs, if it is an error there
@@ -149,6 +158,13 @@ class ReplayedProgram:
         if inputs is not None:
             self.undo()
         return inputs
+
+    def take_back(self) -> None:
+        """Make the tensors that were lent unusable: their memory is about to be overwritten."""
+        for ref in self._lent:
+            if (t := ref()) is not None:
+                t.array = Stale(self.name)
+        self._lent = []
 
     def undo(self) -> None:
         """Take back what the hosts counted."""
@@ -212,6 +228,8 @@ class ReplayedProgram:
         for place in recording.with_history:
             if outputs[place]._node is None:
                 outputs[place]._node = engine.spent_node(outputs[place].shape)
+        if self.lends:
+            self._lent = [weakref.ref(t) for t in outputs]
         k = count
         for tensor, value in recording.grads:
             if tensor.__class__ is Argument:
@@ -230,6 +248,22 @@ class ReplayedProgram:
             else:
                 found.append(leaves[p.argument] if p.argument is not None else p.tensor)
         return recording.rebuild(found)
+
+
+class Stale:
+    """In the place of the array of a borrowed tensor whose memory was overwritten."""
+
+    def __init__(self, name: str):
+        object.__setattr__(self, "_name", name)
+
+    def __getattribute__(self, attribute: str):
+        if attribute in ("__class__", "__dict__"):
+            return object.__getattribute__(self, attribute)
+        name = object.__getattribute__(self, "_name")
+        raise RuntimeError(
+            f"this tensor was borrowed from the compiled function {name}, whose next call "
+            f"overwrote it. Use it before that, keep a clone(), or compile with outputs='copy'."
+        )
 
 
 def _output(place: Place, tensor: Tensor):

@@ -45,6 +45,7 @@ class NativeProgram:
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
         self.graph = graph
+        self.lent = 0  # outputs that a call gives as they are, to be overwritten by the next
         self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
         self.steps: list = []
@@ -171,7 +172,9 @@ class NativeProgram:
         if not self.built or any(inputs[place] is not a for place, a in self._fixed):
             self._build(inputs)
         outputs = self.entry(*[inputs[place] for place, _ in self.given])
-        return None if outputs is None else [a.copy() for a in outputs]
+        if outputs is None:
+            return None
+        return [*outputs[: self.lent], *[a.copy() for a in outputs[self.lent :]]]
 
     def _make_entry(self) -> None:
         """The function that runs everything, written out: of the inputs that change from call to

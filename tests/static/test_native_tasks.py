@@ -1,0 +1,125 @@
+"""Native tasks beside NumPy: copies, conversions, rows by index, sums; poisoned outputs."""
+
+import numpy as np
+import pytest
+
+from gpugrad.codegen import convert, moves
+from gpugrad.codegen.machine import machine
+from gpugrad.codegen.tasks import TaskList
+
+pytestmark = pytest.mark.skipif(machine() is None, reason="no compiler: pip install gpugrad[jit]")
+
+
+def run(*tasks) -> None:
+    everything = TaskList()
+    for task in tasks:
+        assert task is not None
+        everything.append(task)
+    everything.run()
+
+
+def poisoned(shape, dtype):
+    out = np.empty(shape, dtype)
+    out.view(np.uint8)[...] = 0xA5
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int32", "bool"])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((7,), (0,)),
+        ((5, 3), (1, 0)),
+        ((32, 48), (1, 0)),
+        ((33, 17), (1, 0)),
+        ((3, 4, 32, 16), (0, 2, 1, 3)),
+        ((2, 3, 4, 5), (3, 1, 0, 2)),
+        ((2, 3, 16, 2, 3), (4, 2, 0, 3, 1)),
+    ],
+)
+def test_copies(shape, axes, dtype, rng):
+    x = (rng.normal(size=shape) * 10).astype(dtype).transpose(axes)
+    out = poisoned(x.shape, dtype)
+    run(moves.copy(x, out))
+    np.testing.assert_array_equal(out, x)
+
+
+def test_copies_into_and_out_of_slices(rng):
+    x = rng.normal(size=(40, 64)).astype("float32")
+    out = np.zeros((50, 70), "float32")
+    expected = out.copy()
+    expected[3:43:2, 5:69] = x[::2]
+    run(moves.copy(x[::2], out[3:43:2, 5:69]))
+    np.testing.assert_array_equal(out, expected)
+    backwards = poisoned((40, 64), "float32")
+    run(moves.copy(x[::-1, ::-1], backwards))
+    np.testing.assert_array_equal(backwards, x[::-1, ::-1])
+    broadcast = poisoned((3, 40, 64), "float32")
+    run(moves.copy(np.broadcast_to(x, (3, 40, 64)), broadcast))
+    np.testing.assert_array_equal(broadcast, np.broadcast_to(x, (3, 40, 64)))
+
+
+def test_copies_that_have_no_task():
+    assert moves.copy(np.ones(3), np.ones(3, "float32")) is None
+    assert moves.copy(np.ones(3, "complex128"), np.ones(3, "complex128")) is None
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 1000])
+@pytest.mark.parametrize("target", ["float32", "float64", "int64", "int32"])
+@pytest.mark.parametrize("source", ["float32", "float64", "int64", "int32", "bool"])
+def test_conversions(source, target, n, rng):
+    x = (rng.normal(size=n) * 1000).astype(source)
+    out = poisoned(n, target)
+    task = convert.task(x, out)
+    if x.dtype.kind == "f" and out.dtype.kind == "i":
+        assert task is None
+        return
+    run(task)
+    np.testing.assert_array_equal(out, x.astype(target))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("width", [1, 5, 64, 67])
+def test_rows_by_index(width, dtype, rng):
+    table = rng.normal(size=(11, width)).astype(dtype)
+    index = rng.integers(0, 11, size=(4, 9))
+    out = poisoned((4, 9, width), dtype)
+    run(moves.take_rows(table, index, out))
+    np.testing.assert_array_equal(out, table[index])
+    added, expected = poisoned(table.shape, dtype), np.zeros_like(table)
+    np.add.at(expected, index, out)
+    run(*moves.add_rows(out, index, added))
+    np.testing.assert_array_equal(added, expected)
+
+
+@pytest.mark.parametrize("bad", [-1, 11, 2**40])
+def test_an_index_out_of_range_is_noticed(bad, rng):
+    table = rng.normal(size=(11, 8)).astype("float32")
+    index = np.array([3, bad, 5])
+    for task in (
+        moves.take_rows(table, index, np.empty((3, 8), "float32")),
+        moves.check_range(index, 11),
+    ):
+        run(task)
+        assert task.table[0] == 1
+    for good in (moves.check_range(np.array([0, 10]), 11),):
+        run(good)
+        assert good.table[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 5), (2, 7, 33), (1, 100, 64), (64, 32, 64)])
+def test_sums_along_a_middle_axis(shape, dtype, rng):
+    x = rng.normal(size=shape).astype(dtype)
+    out = poisoned((shape[0], shape[2]), dtype)
+    run(moves.sum_middle(x, out))
+    exact = x.astype("float64").sum(1)
+    bound = np.abs(x).astype("float64").sum(1) * shape[1] * np.finfo(dtype).eps
+    assert (np.abs(out - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 1000])
+def test_filling(n):
+    out = poisoned(n, "float32")
+    run(moves.fill(out, 1.5))
+    np.testing.assert_array_equal(out, np.full(n, 1.5, "float32"))
