@@ -343,7 +343,7 @@ def mangled(type: str) -> str:
     return f"v{lanes}{short.get(element, element)}"
 
 
-_SIZES = {"float": 4, "double": 8, "ptr": 8, "i64": 8, "i32": 4, "i8": 1}
+_SIZES = {"float": 4, "double": 8, "ptr": 8, "i64": 8, "i32": 4, "i16": 2, "i8": 1}
 
 
 def alignment(type: str) -> int:
