@@ -244,6 +244,8 @@ class Variant:
 
 
 def _hashable(leaf):
+    if leaf.__class__ is float:
+        return leaf.hex()  # tells -0.0 from 0.0, and a NaN is itself
     try:
         hash(leaf)
     except TypeError:

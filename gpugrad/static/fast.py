@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..autograd.engine import spent_node
 from ..compiler import Changed, module_writes
 from ..config import modes, settings
 from ..tensor import Tensor, clock, wrap
@@ -65,6 +66,8 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
         return None
     if not all(isinstance(a, Tensor) or a.__class__ in (int, float, bool, str) for a in args):
         return None
+    if any(a.__class__ is float and (a == 0.0 or a != a) for a in args):
+        return None  # -0.0 == 0.0, and a NaN is not itself
     known = (Argument, HostResult, Live, LiveArray)
     if not all(s.__class__ in known for s in program.graph.sources):
         return None
@@ -161,6 +164,13 @@ def _run(s: _Source, program: ReplayedProgram, run: NativeProgram, arrays: dict)
     s.add("        program.calls += 1")
 
 
+def _with_history(array) -> Tensor:
+    """A result that requires a gradient, of which the program has computed it already."""
+    t = wrap(array)
+    t._node = spent_node(array.shape)
+    return t
+
+
 def _leave(s: _Source, program: ReplayedProgram, run: NativeProgram) -> None:
     recording, graph = program.recording, program.graph
     s.names["clock"] = clock
@@ -189,9 +199,10 @@ def _leave(s: _Source, program: ReplayedProgram, run: NativeProgram) -> None:
         elif p.result is not None:
             copy = f"r[{p.result}].copy()"
             value = f"r[{p.result}].item()" if p.number else copy
-            found.append(value if p.bare or p.number else f"wrap({copy})")
+            tensor = f"{'spent' if p.result in recording.with_history else 'wrap'}({copy})"
+            found.append(value if p.bare or p.number else tensor)
         else:
             found.append(f"x{p.argument}" if p.argument is not None else s.name(p.tensor))
-    s.names["rebuild"] = recording.rebuild
+    s.names.update(rebuild=recording.rebuild, spent=_with_history)
     several = f"rebuild([{', '.join(found)}])"
     s.add(f"        return {found[0] if recording.single else several}")

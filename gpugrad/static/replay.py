@@ -43,6 +43,8 @@ class ReplayedProgram:
         self.lends = borrow and self._second is None and hasattr(self.run, "lent")
         if self.lends:
             self.run.lent = recording.count
+        if hasattr(self.run, "returned"):
+            self.run.returned = recording.count
         self._lent: list[weakref.ref[Tensor]] = []
         self._reads = [self._reader(source) for source in self.graph.sources]
         self._types = [(v.shape, v.dtype) for v in self.graph.inputs]

@@ -42,6 +42,7 @@ from .sources import Live, LiveArray
 
 # A live tensor whose memory was another one so often gets a buffer: captures take milliseconds.
 _MOVES = 3
+_ALIGN = 512  # bytes: what CuPy's pool gives, and kernels count on
 # Bytes from which copies are made one by one: below, a launch for all of them takes less time.
 _LARGE = 1 << 20
 
@@ -499,12 +500,51 @@ def updated_in_place(graph: Graph, aliases: dict[Value, set[Value]]) -> frozense
 # the program
 
 
+class Results:
+    """What a CUDA graph computes for the world outside, and how that gets it: contiguous arrays,
+    the first ``lent`` as they are, the others as copies. The first ``returned`` are copied one by
+    one, because their lives are their caller's; the small ones after them go together.
+
+    Made where the graph is captured, which then ends with joining those.
+    """
+
+    def __init__(self, arrays: Sequence, returned: int, lent: int):
+        self.arrays, self.lent = arrays, lent
+        joined = [k for k in range(returned, len(arrays)) if 0 < arrays[k].nbytes < _LARGE]
+        self._joined: list[tuple[int, int, Any]] = []  # places, offsets
+        if len(joined) > 2:
+            size = 0
+            for k in joined:
+                self._joined.append((k, size, arrays[k]))
+                size += -(-arrays[k].nbytes // _ALIGN) * _ALIGN
+            self._block = backend.empty((size,), "uint8")
+            copy_all([(self._part(self._block, n, a), a) for _, n, a in self._joined])
+        together = {k for k, *_ in self._joined}
+        self._alone = [k for k in range(lent, len(arrays)) if k not in together]
+
+    @staticmethod
+    def _part(block, offset: int, like):
+        """An array like another in a block of memory."""
+        return backend.cupy().ndarray(like.shape, like.dtype, block.data + offset)
+
+    def given(self, stream) -> list:
+        """Queue the copies; the arrays for the caller."""
+        found = list(self.arrays)
+        for k in self._alone:
+            found[k] = fresh(found[k], stream)
+        if self._joined:
+            block = fresh(self._block, stream)
+            for k, offset, array in self._joined:
+                found[k] = self._part(block, offset, array)
+        return found
+
+
 class Captured:
     """The CUDA graphs of a program, with what they read and write."""
 
     def __init__(self):
         self.launches: list[tuple[Any, Any, list[bool]]] = []  # graph, truth of values, outcomes
-        self.results: list = []
+        self.results: Results = Results((), 0, 0)
 
 
 class CapturedProgram:
@@ -514,7 +554,9 @@ class CapturedProgram:
         self.graph, self.device = graph, device
         self.reason: str | None = None  # why it is not captured
         self.captures = 0
-        self.borrow = False  # whether results may be the memory that the next call overwrites
+        # the first results go to the caller; so many of them are lent, to be overwritten by the
+        # next call. The others are gradients, which replace those of the call before.
+        self.returned, self.lent = len(graph.outputs), 0
         self._ndarray = backend.cupy().ndarray
         self._arrays = [k for k, v in enumerate(graph.inputs) if v.dtype is not None]
         self._lane = lane(device)
@@ -642,7 +684,7 @@ class CapturedProgram:
                 if segment.guards:
                     truth = run.truth(segment.guards)
                 else:
-                    captured.results = run.results()
+                    captured.results = Results(run.results(), self.returned, self.lent)
                     run.store()
             except BaseException:
                 recording.discard()
@@ -662,9 +704,7 @@ class CapturedProgram:
                 if truth is not None and backend.to_numpy(truth).tolist() != outcomes:
                     return None
             bound.give_back(inputs, stream)
-            if self.borrow:
-                return captured.results
-            return [fresh(a, stream) for a in captured.results]
+            return captured.results.given(stream)
         finally:
             self._lane.end(stream)
 

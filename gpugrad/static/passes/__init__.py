@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..graph import Graph
+from .broadcasts import broadcast_lazily
 from .fusion import fuse
+from .recomputing import recompute
 from .simple import drop_dead, fold_constants, share_common, simplify
 
 Pass = Callable[[Graph], Graph]
 
 DEFAULT: tuple[Pass, ...] = (
-    drop_dead, fold_constants, simplify, share_common, drop_dead, fuse, drop_dead,
+    drop_dead, fold_constants, simplify, share_common, drop_dead, broadcast_lazily, fuse, drop_dead,
 )  # fmt: skip
 
 
@@ -33,6 +35,7 @@ def optimize(graph: Graph, passes: Sequence[Pass] = DEFAULT) -> Graph:
 
 
 __all__ = [
-    "DEFAULT", "Pass", "drop_dead", "fold_constants", "fuse", "optimize", "share_common",
+    "DEFAULT", "Pass", "broadcast_lazily", "drop_dead", "fold_constants", "fuse", "optimize",
+    "share_common",
     "simplify",
 ]  # fmt: skip

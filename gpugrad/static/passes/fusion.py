@@ -2,7 +2,8 @@
 
 Elementwise nodes of one shape and dtype, of which one reads what another computes, become one
 program; values that others read are further results of it. A program over rows (softmax, layer
-norm) takes in what is computed before and after it for each element. Nothing is computed twice.
+norm) takes in what is computed before and after it for each element. Nothing but
+what is cheap (``recomputing.py``) is computed twice.
 
 Bits: a fused program performs the primitive operations of its parts in their order. Correctly
 rounded ones have the same bits in any loop; functions (exp, tanh) have them where both loops are of
@@ -18,11 +19,14 @@ from typing import Any, NamedTuple
 
 from ...backend.numpy import xp as np
 from ...codegen import cuda, llvm, vector_math
-from ...codegen.expr import Expr, evaluate, exactly, topological, variable
-from ...codegen.rows import COLUMN, ELEMENT, HOLE, ROW, RowProgram
+from ...codegen.expr import Expr, exactly
+from ...codegen.rows import ELEMENT, HOLE, ROW
 from ..graph import Graph, Node, OpCall, ProgramCall, RowsCall, UpdateCall, Value
 from .pointwise import FLOATS, Expressions, as_program, pointwise, read_by
+from .recomputing import recompute
 from .rewriting import Replacements
+from .rowwise import kind_of, rows_node
+from .simple import share_common
 
 # Arrays that a loop reads and writes at most: beyond, pointers and values leave the registers.
 INPUTS, OUTPUTS = 16, 8
@@ -33,10 +37,13 @@ STEPS, ROW_STEPS = 64, 12
 
 def fuse(graph: Graph) -> Graph:
     """Make one node of elementwise nodes that read each other's results, where that is possible
-    without a cycle, and of programs over rows with elementwise nodes around them."""
-    fusion = _Fusion(graph)
-    fusion.merge_all()
-    return fusion.finished()
+    without a cycle, and of programs over rows with elementwise nodes around them.
+
+    Results of the new nodes that are cheap are then computed by those that read them.
+    """
+    fused = _Fusion(graph).run()
+    again = recompute(fused)
+    return fused if again is fused else share_common(_Fusion(again).run())
 
 
 class _Part(NamedTuple):
@@ -99,6 +106,11 @@ class _Fusion:
         self._replaced = Replacements(graph)
         self._expressions = Expressions(graph)
 
+    def run(self) -> Graph:
+        """The graph with joined nodes."""
+        self._join_all()
+        return self._finished()
+
     # ---- which nodes
 
     def _part(self, node: Node) -> _Part | None:
@@ -128,7 +140,7 @@ class _Fusion:
         ]
         return llvm._loops(part.shape, [*arrays, np.empty(part.shape, part.dtype)]) is not None
 
-    def merge_all(self) -> None:
+    def _join_all(self) -> None:
         """Join every node with those that compute what it reads."""
         for k, node in enumerate(self.nodes):
             if self._parts[k] is None:
@@ -136,9 +148,9 @@ class _Fusion:
             for v in node.values:
                 maker = self._maker.get(v)
                 if maker is not None and self._parts[maker] is not None:
-                    self._merge(self._group[maker], self._group[k])
+                    self._join(self._group[maker], self._group[k])
 
-    def _merge(self, a: int, b: int) -> None:
+    def _join(self, a: int, b: int) -> None:
         if a == b:
             return
         one, other = self._parts[a], self._parts[b]
@@ -205,7 +217,7 @@ class _Fusion:
         constants = self.graph.constants
         if any(
             v.dtype is not None
-            and (v.dtype != part.dtype or (_kind(v, part.shape) is None and v not in constants))
+            and (v.dtype != part.dtype or (kind_of(v, part.shape) is None and v not in constants))
             for v in others
         ):
             return False
@@ -215,7 +227,7 @@ class _Fusion:
 
     # ---- what becomes of them
 
-    def finished(self) -> Graph:
+    def _finished(self) -> Graph:
         """The graph with a node for each group, in an order that is possible, near the old one."""
         waiting: dict[int, set[int]] = {}
         after: dict[int, list[int]] = defaultdict(list)
@@ -278,7 +290,7 @@ class _Fusion:
             return Node(call, inputs, chosen, line)
         rows = next(node for node in members if _is_rows(node))
         pairs = [(kinds[v], known[v]) for v in chosen]
-        return self._rows_node(pairs, rows, part, chosen, line)
+        return rows_node(pairs, self._expressions.leaves, rows, part.shape, chosen)
 
     def _distinct(
         self, results: list[Value], known: dict[Value, Expr], kinds: dict[Value, str]
@@ -302,38 +314,6 @@ class _Fusion:
             self._replaced.replace(v, w)
         return list(first.values())
 
-    def _rows_node(
-        self, outputs: list, rows: Node, part: _Part, chosen: list[Value], line
-    ) -> Node | None:
-        """A program over rows of expressions over leaves."""
-        leaves = self._expressions.leaves
-        names = [e.args[0] for e in topological([e for _, e in outputs]) if e.op == "input"]
-        names = [n for n in names if n != "position"]
-        given = dict(zip(rows.inputs, rows.call.program.inputs.values(), strict=True))
-        kinds: dict[str, str] = {}
-        for n in names:
-            leaf = leaves[n]
-            kind = given.get(leaf) if leaf.__class__ is Value else "number"
-            kinds[n] = kind or (_kind(leaf, part.shape) or "")
-            if not kinds[n]:
-                return None
-        names.sort(key=lambda n: kinds[n] != ELEMENT)  # the first is of elements
-        if not names or kinds[names[0]] != ELEMENT:
-            return None
-        env = {n: variable(f"x{k}") for k, n in enumerate(names)}
-        env["position"] = variable("position")
-        made = evaluate([e for _, e in outputs], env, exactly)
-        program = _row_program(
-            tuple(zip([kind for kind, _ in outputs], made, strict=True)),
-            tuple((env[n].args[0], kinds[n]) for n in names),
-        )
-        return Node(RowsCall(program), [leaves[n] for n in names], chosen, line)
-
-
-@lru_cache(maxsize=1024)
-def _row_program(outputs: tuple, inputs: tuple) -> RowProgram:
-    return RowProgram(outputs, dict(inputs))
-
 
 def _rows_part(node: Node) -> _Part | None:
     """Programs over rows of which elementwise nodes may become a part."""
@@ -346,15 +326,6 @@ def _rows_part(node: Node) -> _Part | None:
     if any(v.device != x.device for v in values):
         return None
     return _Part(x.shape, x.dtype, x.device, 0, True, node)
-
-
-def _kind(v: Value, shape: tuple[int, ...]) -> str | None:
-    """What an array is beside elements of a shape; None if it is nothing that programs over rows
-    know."""
-    if v.dtype is None:
-        return "number"
-    kinds = {shape[-1:]: COLUMN, (*shape[:-1], 1): ROW, shape: ELEMENT}
-    return kinds.get(v.shape)
 
 
 @lru_cache(maxsize=16)
