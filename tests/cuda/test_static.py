@@ -531,3 +531,33 @@ def test_words(count):
     words.write()
     words.integers[:] = 0  # they have been sent
     assert (words.on_device(0, count).get().view(np.uint64) == bits).all()
+
+
+def test_gradients_are_copied_together(host_device):
+    """Those of one call in one piece of memory, the loss in its own."""
+    static = Training("gpt", "sgd", "cuda", True)
+    static.run(5)
+    x, y = static.batch()
+    with host_device.counting() as n:
+        loss = static.step(x, y)
+    parameters = list(static.model.parameters())
+    assert n.d2d == 4, "two arguments, the loss, the gradients"
+    blocks = {id(p.grad.array.data.mem) for p in parameters}
+    assert len(blocks) == 1
+    assert id(loss.array.data.mem) not in blocks
+    assert all(p.grad.array.data.ptr % 256 == 0 for p in parameters)
+
+
+def test_borrowed_results_are_not_copied():
+    @gg.compile(outputs="borrow")
+    def step(x):
+        return x * 2
+
+    addresses = set()
+    for k in range(8):
+        y = step(gg.full((5,), float(k), device="cuda"))
+        assert y.tolist() == [2.0 * k] * 5
+        if k > 3:
+            addresses.add(y.array.data.ptr)
+    assert len(addresses) == 1
+    captured(step)
