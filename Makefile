@@ -1,7 +1,8 @@
 # make train   environment, install, LeNet trained on the embedded digits
 # make test    environment, install, tests          (ORACLE=1: installs torch and compares with it)
 # make lint    ruff and mypy
-# make bench   the speed table beside torch         (ARGS="--rows w1 w5 --quick")
+# make bench   speed, eager and static, beside torch and JAX   (ARGS="--rows w1 w5 --quick";
+#              TENSORFLOW=1: beside TensorFlow, too)
 # make gpu     on a machine with an NVIDIA GPU: tests, recordings, compute-sanitizer, benchmarks
 #              (CUDA=12 or 13; WHEELS=folder uses the installed Python and no network)
 # make ladder  CUDA code checked without a GPU; its rungs are
@@ -40,7 +41,7 @@ lint: $(VENV)/.extra-dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-bench: $(VENV)/.extra-bench
+bench: $(VENV)/.extra-bench $(if $(TENSORFLOW),$(VENV)/.extra-tensorflow)
 	$(PY) -m benchmarks $(ARGS)
 
 gpu: $(if $(WHEELS),,$(VENV)/.extra-dev-cuda$(CUDA))

@@ -1,1 +1,1 @@
-"""Speed beside PyTorch: `python -m benchmarks` (see README.md in this folder)."""
+"""Speed, eager and static, beside other libraries: `python -m benchmarks` (README.md here)."""

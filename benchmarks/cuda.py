@@ -361,7 +361,9 @@ def of_rows(
 
 
 def total(result: Any) -> Any:
-    """The sum of a tensor, or of an array of JAX."""
+    """The sum of a step's loss, a tensor or an array of JAX."""
+    if isinstance(result, tuple):
+        result = result[0]
     return result.detach().sum() if hasattr(result, "detach") else result.sum()
 
 

@@ -8,7 +8,11 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("gpugrad", "numpy", "torch", "llvmlite", "cupy-cuda12x", "cupy-cuda13x")
+PACKAGES = (
+    "numpy", "torch", "jax", "jaxlib", "tensorflow", "tensorflow-cpu", "llvmlite",
+    "cupy-cuda12x", "cupy-cuda13x",
+)  # fmt: skip
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")  # the last: XLA
 
 
 def cpu_model() -> str:
@@ -47,7 +51,9 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    import gpugrad  # from this clone, installed or not
+
+    found = {"gpugrad": gpugrad.__version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -62,6 +68,7 @@ def describe(threads: int) -> dict[str, object]:
         "vector_instructions": vector_instructions(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "thread_settings": dict.fromkeys(THREADS, str(threads)),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions(),
@@ -69,14 +76,17 @@ def describe(threads: int) -> dict[str, object]:
     }
 
 
-def child_environment(threads: int) -> dict[str, str]:
-    """What a measuring process inherits: this many threads, and no forced OpenBLAS kernel."""
+def child_environment(threads: int, settings: dict[str, str] | None = None) -> dict[str, str]:
+    """What a measuring process inherits: this many threads, and no forced OpenBLAS kernel.
+
+    These are benchmarks of the CPU: peers that would find a GPU are told not to look.
+    """
     environment = dict(os.environ)
     environment.pop("OPENBLAS_CORETYPE", None)
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an import is timed with its byte code
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment[name] = str(threads)
-    return environment
+    environment |= dict.fromkeys(THREADS, str(threads))
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return environment | (settings or {})
 
 
 def busy_seconds() -> float | None:

@@ -47,6 +47,15 @@ class Comparison:
         return self.ratio.width <= WIDEST_SPREAD and not self.ours.overlaps(self.theirs)
 
     @property
+    def direction(self) -> str | None:
+        """`faster` or `slower` where that much is certain, even if by how much is not."""
+        if self.ours.overlaps(self.theirs):
+            return None
+        if self.ratio.high < 1:
+            return "faster"
+        return "slower" if self.ratio.low > 1 else None
+
+    @property
     def verdict(self) -> str:
         """`met` or `missed` if three quarters of steady enough rounds say so, else `unclear`."""
         if self.goal is None:
@@ -62,6 +71,7 @@ class Comparison:
             "ours": asdict(self.ours),
             "theirs": asdict(self.theirs),
             "ratio": asdict(self.ratio) if self.distinct else None,
+            "direction": self.direction,
             "goal": self.goal,
             "verdict": self.verdict,
         }
@@ -78,16 +88,34 @@ def compare(ours: list[list[float]], theirs: list[list[float]], goal: float | No
     )
 
 
-def disagreement(ours: dict, theirs: dict, tolerance: float = 1e-4) -> str | None:
-    """What differs between two libraries' losses and gradients beyond the tolerance, or None."""
+def compile_seconds(first_calls: list[float]) -> float:
+    """What the first calls cost beyond those after them: recording, compiling, loading.
+
+    The first half of the calls has it all: a library that compiles at its second or third call is
+    done by then. Noise of a few steps is in the figure, so it says little below a step's time.
+    """
+    half = len(first_calls) // 2
+    steady = statistics.median(first_calls[half:])
+    return max(0.0, sum(first_calls[:half]) - half * steady)
+
+
+def break_even_steps(compiling: float, eager: float, static: float) -> float | None:
+    """After how many steps the time spent on compiling has been saved; None if never."""
+    return compiling / (eager - static) if static < eager else None
+
+
+def disagreement(
+    ours: dict, theirs: dict, name: str = "torch", tolerance: float = 1e-4
+) -> str | None:
+    """What differs beyond the tolerance from a library's losses and gradients, or None."""
     for step, (a, b) in enumerate(zip(ours["losses"], theirs["losses"], strict=True), 1):
         if not math.isclose(a, b, rel_tol=tolerance):
-            return f"loss of step {step}: {a:.7g}, torch {b:.7g}"
+            return f"loss of step {step}: {a:.7g}, {name} {b:.7g}"
     if len(ours["state"]) != len(theirs["state"]):
-        return f"{len(ours['state'])} gradients, torch {len(theirs['state'])}"
+        return f"{len(ours['state'])} gradients, {name} {len(theirs['state'])}"
     for index, ((norm, along), (norm_, along_)) in enumerate(zip(ours["state"], theirs["state"])):
         if not math.isclose(norm, norm_, rel_tol=tolerance):
-            return f"gradient {index}: norm {norm:.7g}, torch {norm_:.7g}"
+            return f"gradient {index}: norm {norm:.7g}, {name} {norm_:.7g}"
         if abs(along - along_) > 10 * tolerance * norm_:  # a projection varies more than a norm
-            return f"gradient {index}: projection {along:.7g}, torch {along_:.7g}"
+            return f"gradient {index}: projection {along:.7g}, {name} {along_:.7g}"
     return None

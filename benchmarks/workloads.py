@@ -4,10 +4,11 @@ Every function below takes a library with torch's names (torch itself, or gpugra
 (`benchmarks/data.py`) and `compiled`, which is applied to the function that computes the loss: the
 identity, except where a peer compiles the loss alone. It returns
 
-    step()   one step: forward, backward and, where the row trains, the update; returns the loss
-    state()  the gradients, for rows whose loss does not show them; empty where a row trains, as the
-             losses after the updates do, and parameters whose gradient is mere rounding (a key's
-             bias) rightly differ
+    step()   one step: forward, backward and, where the row trains, the update; returns the loss,
+             or a tuple of the loss and other results of the step
+    state()  the gradients, for rows whose results do not show them; empty where a row trains, as
+             the losses after the updates do, and parameters whose gradient is mere rounding (a
+             key's bias) rightly differ
 
 `jax_workloads.py`, `tensorflow_workloads.py` and `numpy_workloads.py` hold the same programs, under
 the same names, for libraries of another style. This file imports nothing but NumPy: the library
@@ -322,15 +323,13 @@ def hessian_vector_product(lib: Any, given: Data, compiled: Compiled) -> tuple[S
     x, y, *vector = tensors(lib, given.inputs)
     w1, b1, w2, b2 = parameters = leaves(lib, given.weights)
     loss_of = compiled(lambda: F.mse_loss(F.linear(lib.tanh(F.linear(x, w1, b1)), w2, b2), y))
-    product: list[Any] = []
 
-    def step() -> Any:
+    def step() -> tuple[Any, ...]:
         loss = loss_of()
         gradient = lib.autograd.grad(loss, parameters, create_graph=True)
-        product[:] = lib.autograd.grad(gradient, parameters, grad_outputs=vector)
-        return loss
+        return loss, *lib.autograd.grad(gradient, parameters, grad_outputs=vector)
 
-    return step, lambda: product
+    return step, list
 
 
 # ---- one op at a time ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "train": Command("train LeNet (or an MLP) on handwritten digits", "gpugrad.train.command"),
-    "bench": Command("measure gpugrad beside PyTorch", "gpugrad.utils.benchmarks"),
+    "bench": Command("measure gpugrad beside other libraries", "gpugrad.utils.benchmarks"),
     "info": Command("versions, devices, BLAS, and what is missing", "gpugrad.utils.environment"),
 }
 

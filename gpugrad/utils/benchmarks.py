@@ -1,7 +1,7 @@
 """``gpugrad bench``: the benchmarks of the repository, with their options.
 
-They are not part of the installed package: they need PyTorch, and a speed is worth something only
-together with the code that was measured.
+They are not part of the installed package: they measure the libraries installed beside it, and a
+speed is worth something only together with the code that was measured.
 """
 
 from __future__ import annotations
