@@ -462,7 +462,7 @@ def _copying() -> cuda_updates.Formula:
 def copy_all(pairs: Sequence[tuple[Any, Any]]) -> None:
     """Copy arrays, pairs ``(to, source)`` of one shape and dtype: small ones in one launch."""
     small = [(to, a) for to, a in pairs if a.nbytes < _LARGE]
-    left = range(len(small))
+    left: Sequence[int] = range(len(small))
     if len(small) > 1:
         left = cuda_updates.run(_copying(), list(zip(*small)), {}, list, None)
     stream = backend.current_stream()
@@ -484,7 +484,9 @@ def updated_in_place(graph: Graph, aliases: dict[Value, set[Value]]) -> frozense
     found = set()
     for number in range(len(steps) - len(segments[-1].steps), len(steps)):
         updates = steps[number].updates
-        for node in steps[number].nodes if updates is not None else ():
+        if updates is None:
+            continue
+        for node in steps[number].nodes:
             for v, partner in zip(node.outputs, updates.partners, strict=True):
                 if partner is None:
                     continue

@@ -496,6 +496,37 @@ def test_arrays_of_two_places_run_as_python():
     assert type(runner(step)).__name__ != "CapturedProgram"
 
 
+def test_without_kernels(monkeypatch):
+    from gpugrad.config import settings
+
+    monkeypatch.setattr(settings, "cuda_kernels", False)
+    expected = Training("mlp", "adam", "cuda", False, clip=1.0).run(6)
+    static = Training("mlp", "adam", "cuda", True, clip=1.0)
+    assert_same([static.run(6)], [expected], rtol=1e-6)
+    assert type(runner(static.step)).__name__ == "function"
+
+
+def test_kernels_that_are_switched_off_later(monkeypatch):
+    """Between the first run and the capture: CuPy's products refuse that, and Python runs them."""
+    from gpugrad.config import settings
+
+    w = gg.ones(3, 3, device="cuda")
+
+    @gg.compile
+    def step(x):
+        w.add_(1.0)
+        return x @ w
+
+    x = gg.ones(2, 3, device="cuda")
+    for k in range(3):
+        assert step(x).tolist() == [[3.0 * (k + 2)] * 3] * 2
+    monkeypatch.setattr(settings, "cuda_kernels", False)
+    for k in range(3, 6):
+        assert step(x).tolist() == [[3.0 * (k + 2)] * 3] * 2
+    assert runner(step).reason is not None
+    assert "could not be captured" in step.explain()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 def test_numbers_on_the_device(dtype):
     """An elementwise program whose number lies on the device computes what it does with Python's
