@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -37,28 +41,100 @@ class Gemm(NamedTuple):
 
 
 @functools.cache
-def find(element: str) -> Gemm | None:
-    """The product of matrices in NumPy's BLAS; None where it cannot be found, as on Windows.
-
-    A symbol looked up in NumPy's extension module is also sought in the libraries that it needs.
-    """
+def _library() -> ctypes.CDLL | None:
+    """NumPy's extension module: symbols looked up in it are also sought in the libraries that it
+    needs. Not so on Windows."""
     try:
-        library = ctypes.CDLL(np._core._multiarray_umath.__file__)
+        return ctypes.CDLL(np._core._multiarray_umath.__file__)
     except (AttributeError, OSError):
         return None
+
+
+@functools.cache
+def find(element: str) -> Gemm | None:
+    """The product of matrices in NumPy's BLAS; None where it cannot be found."""
     for name, integer in _NAMES:
-        function = getattr(library, name.format(_LETTERS[element]), None)
+        function = getattr(_library(), name.format(_LETTERS[element]), None)
         if function is not None:
             return Gemm(ctypes.cast(function, ctypes.c_void_p).value or 0, integer)
     return None
 
 
+# ------------------------------------------------------------------------------------------------
+# OpenBLAS's own threads
+
+_lock = threading.Lock()
+_inside = 0  # callers in ``one_thread``
+_before = 1  # OpenBLAS's threads when the first of them came
+
+
+@functools.cache
+def _thread_functions() -> tuple[Callable, Callable] | None:
+    """What gets and sets the threads of OpenBLAS; None for another BLAS."""
+    for prefix, suffix in (("scipy_", "64_"), ("", "64_"), ("scipy_", ""), ("", "")):
+        names = [f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set")]
+        found = [getattr(_library(), name, None) for name in names]
+        if None not in found:
+            return found[0], found[1]
+    return None
+
+
+def shareable() -> bool:
+    """Whether calls can be kept on their own threads, so that ours may share a product."""
+    return _thread_functions() is not None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products on the thread that asks for them, for the length of the ``with`` block.
+
+    OpenBLAS's threads spin for tens of milliseconds after a product, on the cores where the workers
+    of other tasks should be. The setting is the process's: NumPy in other threads notices it.
+    """
+    global _inside, _before
+    functions = _thread_functions()
+    if functions is None:
+        yield
+        return
+    get_threads, set_threads = functions
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _before = get_threads()
+            set_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                set_threads(_before)
+
+
+def _forget() -> None:
+    """In the child of a fork, whose only thread was not inside."""
+    global _lock, _inside
+    _lock = threading.Lock()
+    if _inside and (functions := _thread_functions()):
+        functions[1](_before)
+    _inside = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+# ------------------------------------------------------------------------------------------------
+# the kernel
+
 # Words of the table: the array objects; the function; how A and B are stored; sizes of the product;
-# leading dimensions in elements; sizes of the two batch dimensions; bytes between rows of op(A) and
-# of C; bytes between matrices along the batch dimensions.
+# leading dimensions in elements; sizes of the two batch dimensions; whether threads share the rows
+# of C (1) or its columns (0), and how far apart those are in A, B and C; what matrices are apart
+# along the batch dimensions. Distances are in bytes.
 WORDS = (
     "a", "b", "c", "function", "store_a", "store_b", "m", "n", "k", "lda", "ldb", "ldc", "outer",
-    "inner", "row_a", "row_c", "a_outer", "a_inner", "b_outer", "b_inner", "c_outer", "c_inner",
+    "inner", "by_rows", "step_a", "step_b", "step_c", "a_outer", "a_inner", "b_outer", "b_inner",
+    "c_outer", "c_inner",
 )  # fmt: skip
 ROW_MAJOR, NORMAL, TRANSPOSED = 101, 111, 112  # of CBLAS
 
@@ -81,7 +157,7 @@ def layout(
 def text(compiler: Machine, element: str, integer: str) -> str:
     """``kernel(table, numbers, first, last)``: C = alpha op(A) op(B) for every matrix of a batch.
 
-    ``numbers`` holds alpha. Threads share the rows of C.
+    ``numbers`` holds alpha. Threads share the rows of C, or its columns.
     """
     code = Code(element, 1)
     names = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
@@ -100,21 +176,25 @@ def text(compiler: Machine, element: str, integer: str) -> str:
     def narrow(value: Value, type: str) -> Value:
         return value if type == "i64" else value.convert("trunc", type)
 
-    start, stop = ((word["m"] * share).bitwise("lshr", 16) for share in (first, last))
-    rows = stop - start
-    sizes = [narrow(v, integer) for v in (rows, word["n"], word["k"])]
+    by_rows = word["by_rows"].compare("ne", 0)
+    shared = code.select(by_rows, word["m"], word["n"])
+    start, stop = ((shared * share).bitwise("lshr", 16) for share in (first, last))
+    count = stop - start
+    m, n = code.select(by_rows, count, word["m"]), code.select(by_rows, word["n"], count)
+    sizes = [narrow(v, integer) for v in (m, n, word["k"])]
     leading = [narrow(word[x], integer) for x in ("lda", "ldb", "ldc")]
     stored = [narrow(word[x], "i32") for x in ("store_a", "store_b")]
-    code.leave_unless(rows.compare("sgt", 0), "void")
+    code.leave_unless(count.compare("sgt", 0), "void")
     zero = code.integer(0)
     with code.loop(zero, word["outer"]) as o, code.loop(zero, word["inner"]) as i:
-        matrices = [
-            code.at(base, o * word[f"{x}_outer"] + i * word[f"{x}_inner"], "i8")
+        a, b, c = (
+            code.at(
+                base,
+                o * word[f"{x}_outer"] + i * word[f"{x}_inner"] + start * word[f"step_{x}"],
+                "i8",
+            )
             for x, base in zip("abc", data, strict=True)
-        ]
-        a, b, c = matrices
-        a = code.at(a, start * word["row_a"], "i8")
-        c = code.at(c, start * word["row_c"], "i8")
+        )
         arguments = [f"i32 {ROW_MAJOR}", *stored, *sizes, alpha, a, leading[0], b, leading[1]]
         arguments += [code.like(alpha, 0.0), c, leading[2]]
         code.do(f"call void {word['function'].name}({', '.join(map(str, arguments))})")

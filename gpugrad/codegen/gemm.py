@@ -1,7 +1,7 @@
 """Products of matrices as native tasks: ``task`` makes one for given arrays.
 
 Small and medium products are computed by own kernels (``gemm_kernels.py``), which also compute what
-follows elementwise while the product is in the cache; large ones by NumPy's BLAS.
+follows elementwise while the product is in the cache; large ones by NumPy's BLAS (``blas.py``).
 """
 
 from __future__ import annotations
@@ -35,10 +35,14 @@ SHARES = 8
 # B is read in place for few rows, (1, 784) x (784, 128): 37 instead of 20 GFLOP/s; or if it stays
 # in the L1 cache as it is, (32, 64) x (64, 64): 81 instead of 76.
 UNPACKED_ROWS, UNPACKED_BYTES = 16, 1 << 14
-# Multiplications of one product from which NumPy's BLAS computes it, see docs/performance.md: it is
-# some 10 % faster where both operands are large, but its threads and those of tasks are in each
-# other's way. What it gains, a separate pass for the epilogue costs, unless k is large.
-LARGE, DEEP = 1 << 28, 512
+# NumPy's BLAS computes products of so many multiplications, see docs/performance.md; and smaller
+# ones, if A is transposed and a block of it lies spread over more memory than the L2 cache holds:
+# own kernels, which do not pack A, reach three quarters of its speed there.
+LARGE, MEDIUM, SPREAD = 1 << 25, 1 << 22, 1 << 18
+# What BLAS gains, a separate pass for the epilogue costs, unless there are so many terms.
+DEEP = 512
+# Rows or columns of the result in a thread's share of a product by BLAS, at least.
+BLAS_SHARE = 96
 
 
 def task(
@@ -291,9 +295,12 @@ def _function(compiler: Machine, kernel: Kernel) -> int | None:
 
 
 def _is_for_blas(product: _Product) -> bool:
-    plain = product.program is _PLAIN
-    matrix = product.sizes[-1] * product.n * product.k
-    return matrix >= LARGE and (plain or product.k >= DEEP)
+    if product.program is not _PLAIN and product.k < DEEP:
+        return False
+    a = product.arrays[0]
+    turned = product.strides[0][-1] == a.itemsize
+    spread = turned and abs(a.strides[-1]) * product.k >= SPREAD
+    return product.sizes[-1] * product.n * product.k >= (MEDIUM if spread else LARGE)
 
 
 def _blas_task(compiler: Machine, product: _Product, alpha: float) -> Task | None:
@@ -313,6 +320,10 @@ def _blas_task(compiler: Machine, product: _Product, alpha: float) -> Task | Non
         return None
     (store_a, lda), (store_b, ldb), (_, ldc) = stored
     words = [*map(id, arrays), function.address, store_a, store_b, m, n, k, lda, ldb, ldc]
-    words += [outer, inner, rows[0], rows[2], *chain(*[s[:2] for s in strides])]
+    steps = (
+        (1, rows[0], 0, rows[2]) if m >= n else (0, 0, arrays[1].strides[-1], arrays[2].itemsize)
+    )
+    words += [outer, inner, *steps, *chain(*[s[:2] for s in strides])]
     address = compiler.load(blas.text(compiler, product.element, function.integer))
-    return Task(address, array("q", words), array("d", [alpha]), 1, arrays)
+    parts = min(workers.PARTS, max(m, n) // BLAS_SHARE) if blas.shareable() else 1
+    return Task(address, array("q", words), array("d", [alpha]), max(1, parts), arrays, True)

@@ -12,7 +12,7 @@ import ctypes
 from array import array
 from typing import Any, NamedTuple
 
-from . import workers
+from . import blas, workers
 from .machine import Machine, machine
 
 # The whole of a task's work, as ``last``.
@@ -27,6 +27,7 @@ class Task(NamedTuple):
     numbers: array  # doubles, typecode "d"
     parts: int = 1  # into how many shares threads may cut the work
     keep: Any = None  # what the table points to: array objects, scratch memory
+    calls_blas: bool = False
 
 
 # Words of a record: function, table, numbers, parts.
@@ -94,6 +95,7 @@ class TaskList:
         self._records = array("q")
         self._address = 0
         self._shared = False  # whether there is a task with several parts
+        self._calls_blas = False
         self._call = _runner(compiler)
 
     def __len__(self) -> int:
@@ -108,6 +110,7 @@ class TaskList:
         addresses = [memory.buffer_info()[0] for memory in (task.table, task.numbers)]
         parts = max(1, min(task.parts, workers.MOST_PARTS))
         self._shared = self._shared or parts > 1
+        self._calls_blas = self._calls_blas or task.calls_blas
         self._records.extend((task.function, *addresses, parts))
         self._address = self._records.buffer_info()[0]
         return len(self.tasks) - 1
@@ -123,4 +126,9 @@ class TaskList:
         if not 0 <= start <= stop <= count:
             raise IndexError(f"tasks {start} to {stop} of a list of {count}")
         pool = workers.current() if self._shared else None
-        self._call(self._address, start, stop, None if pool is None else pool.address)
+        arguments = (self._address, start, stop, None if pool is None else pool.address)
+        if not self._calls_blas:
+            self._call(*arguments)
+            return
+        with blas.one_thread():
+            self._call(*arguments)

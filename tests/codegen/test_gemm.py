@@ -40,7 +40,8 @@ def choose(way: str, monkeypatch) -> None:
     """Every product by own kernels, or by NumPy's BLAS."""
     if way == "blas" and blas.find("float") is None:
         pytest.skip("NumPy's BLAS is not found")
-    monkeypatch.setattr(gemm, "LARGE", 0 if way == "blas" else 1 << 62)
+    for name in ("LARGE", "MEDIUM"):
+        monkeypatch.setattr(gemm, name, 0 if way == "blas" else 1 << 62)
 
 
 def run(task: Task | None) -> None:
@@ -302,6 +303,53 @@ def test_large_products_are_left_to_blas(monkeypatch):
     monkeypatch.setattr(blas, "find", lambda element: None)
     run(gemm.task(a, b, out, program=biased, inputs=[b[0]]))
     assert (out == 601).all()
+
+
+def test_transposed_matrices_that_lie_far_apart_are_left_to_blas():
+    if blas.find("float") is None:
+        pytest.skip("NumPy's BLAS is not found")
+    a, b, out = (np.ones(s, np.float32) for s in ((256, 512), (256, 64), (512, 64)))
+    for left, by_blas in ((a.T, True), (a[:64].T, False), (np.ascontiguousarray(a.T), False)):
+        found = gemm.task(left, b[: left.shape[1]], out)
+        assert found.calls_blas == by_blas
+        run(found)
+        assert (out == left.shape[1]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_products_of_blas(threads, dtype, monkeypatch):
+    """Rows or columns of the result, whatever there are more of; OpenBLAS starts no threads."""
+    choose("blas", monkeypatch)
+    if not blas.shareable():
+        pytest.skip("NumPy's BLAS is not OpenBLAS")
+    monkeypatch.setattr(gemm, "BLAS_SHARE", 10)
+    monkeypatch.setattr(settings, "num_threads", threads)
+    get_threads, set_threads = blas._thread_functions()
+    before = get_threads()
+    rng = np.random.default_rng(12)
+    try:
+        set_threads(3)
+        for shape in ((101, 40, 33), (33, 40, 101), (2, 70, 5, 90)):
+            *batch, m, k, n = shape
+            for turned in (False, True):
+                a, b = (
+                    matrix(rng, (*batch, m, k), dtype, turned),
+                    matrix(rng, (k, n), dtype, turned),
+                )
+                out = poisoned((*batch, m, n), dtype)
+                found = gemm.task(a, b, out)
+                assert found.parts > 1
+                run(found)
+                assert_product(out, a, b)
+        assert get_threads() == 3
+        with blas.one_thread():
+            with blas.one_thread():
+                assert get_threads() == 1
+            assert get_threads() == 1
+        assert get_threads() == 3
+    finally:
+        set_threads(before)
 
 
 # ---- threads, other CPUs, memory
