@@ -306,6 +306,44 @@ def test_masks_move_into_programs_over_rows(rng):
     check(graph_of(function, *args), args, rng)
 
 
+def test_masks_are_recomputed_where_they_are_read(rng):
+    """Neither forward nor backward reads or writes a mask: both read the random numbers."""
+    drop = nn.Dropout(0.5)
+
+    def function(x, y):
+        z = drop(x.exp()) @ y
+        return z.sum(), gg.autograd.grad(z.sum(), x)
+
+    args = gg.randn(5, 4, requires_grad=True), gg.randn(4, 3)
+    graph = graph_of(function, *args)
+    fused = passes.optimize(graph)
+    assert_same_bits(graph, fused, arrays_for(graph, args, rng))
+    (random,) = [v for v, s in zip(fused.inputs, fused.sources) if "random" in str(s)]
+    readers = [n for n in fused.nodes if random in n.inputs]
+    assert len(readers) == 2
+    assert all("ge(" in node.call.text for node in readers)
+    passed = [v for v in readers[0].outputs if v in readers[1].inputs]
+    assert len(passed) == 1  # the exponential, but no mask
+
+
+def test_what_is_not_cheap_is_saved(rng):
+    def function(x, y):
+        mask = gg.where(x.exp() > 1.5, 2.0, 0.0)
+        z = (y * mask) @ y
+        return mask * z, y * mask
+
+    args = gg.randn(4, 4), gg.randn(4, 4)
+    graph = graph_of(function, *args)
+    fused = passes.fuse(graph)
+    assert str(fused).count("exp(") == 1
+    assert_same_bits(graph, fused, arrays_for(graph, args, rng))
+
+
+def test_recompute_leaves_other_graphs_alone():
+    graph = graph_of(lambda x: (x * 2).exp() @ x, gg.randn(3, 3))
+    assert passes.recompute(graph) is graph
+
+
 def test_a_strided_argument_stays_apart():
     """No native loop walks through a transposed array and others at once."""
 

@@ -36,6 +36,5 @@ def optimize(graph: Graph, passes: Sequence[Pass] = DEFAULT) -> Graph:
 
 __all__ = [
     "DEFAULT", "Pass", "broadcast_lazily", "drop_dead", "fold_constants", "fuse", "optimize",
-    "share_common",
-    "simplify",
+    "recompute", "share_common", "simplify",
 ]  # fmt: skip

@@ -67,9 +67,9 @@ class _Cheap:
 
     def _find(self, graph: Graph, node: Node) -> None:
         rows = node.call.__class__ is RowsCall
-        if not rows and pointwise(node) is None:
-            return
         program = node.call.program.program if rows else expression_of(node)
+        if program is None or (not rows and pointwise(node) is None):
+            return
         kinds = [kind for kind, _ in node.call.program.outputs] if rows else []
         expressions = Expressions(graph)
         made = expressions.of(program, node, {}, exactly)

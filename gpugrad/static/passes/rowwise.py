@@ -38,7 +38,7 @@ def rows_node(
     kinds: dict[str, str] = {}
     for name in names:
         leaf = leaves[name]
-        kind = NUMBER
+        kind: str | None = NUMBER
         if leaf.__class__ is Value:
             kind = given.get(leaf) or kind_of(leaf, shape)
         if kind is None:
