@@ -75,7 +75,7 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
         return None
     s = _Source()
     s.names.update(MISS=MISS, modes=modes, writes=module_writes, settings=settings, Tensor=Tensor,
-                   wrap=wrap, lock=compiled.lock, entry=run.entry, program=program)  # fmt: skip
+                   wrap=wrap, lock=compiled.lock, entry=run.entry, program=program, compiled=compiled)  # fmt: skip
     _check_surroundings(s, compiled.surroundings)
     arrays = _check_arguments(s, args)
     _check_live(s, program)
@@ -162,6 +162,7 @@ def _run(s: _Source, program: ReplayedProgram, run: NativeProgram, arrays: dict)
     s.add("            undo()")
     s.add("            return MISS")
     s.add("        program.calls += 1")
+    s.add("        compiled.calls += 1")
 
 
 def _with_history(array) -> Tensor:
