@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from array import array
 from typing import NamedTuple
 
 import numpy as np
@@ -60,72 +57,20 @@ def find(element: str) -> Gemm | None:
     return None
 
 
-# ------------------------------------------------------------------------------------------------
-# OpenBLAS's own threads
-
-_lock = threading.Lock()
-_inside = 0  # callers in ``one_thread``
-_before = 1  # OpenBLAS's threads when the first of them came
-
-
 @functools.cache
-def _thread_functions() -> tuple[Callable, Callable] | None:
-    """What gets and sets the threads of OpenBLAS; None for another BLAS."""
+def thread_functions() -> array | None:
+    """The addresses of what gets and sets the threads of OpenBLAS; None for another BLAS.
+
+    Lists of tasks (``tasks.py``) let it have one for the length of a task. Its own threads spin for
+    tens of milliseconds after a product, on the cores where the workers of other tasks should be.
+    """
     for prefix, suffix in (("scipy_", "64_"), ("", "64_"), ("scipy_", ""), ("", "")):
         names = [f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set")]
-        found = [getattr(_library(), name, None) for name in names]
-        if None not in found:
-            return found[0], found[1]
+        functions = [getattr(_library(), name, None) for name in names]
+        if None not in functions:
+            return array("q", [ctypes.cast(f, ctypes.c_void_p).value or 0 for f in functions])
     return None
 
-
-def shareable() -> bool:
-    """Whether calls can be kept on their own threads, so that ours may share a product."""
-    return _thread_functions() is not None
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Products on the thread that asks for them, for the length of the ``with`` block.
-
-    OpenBLAS's threads spin for tens of milliseconds after a product, on the cores where the workers
-    of other tasks should be. The setting is the process's: NumPy in other threads notices it.
-    """
-    global _inside, _before
-    functions = _thread_functions()
-    if functions is None:
-        yield
-        return
-    get_threads, set_threads = functions
-    with _lock:
-        _inside += 1
-        if _inside == 1:
-            _before = get_threads()
-            set_threads(1)
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                set_threads(_before)
-
-
-def _forget() -> None:
-    """In the child of a fork, whose only thread was not inside."""
-    global _lock, _inside
-    _lock = threading.Lock()
-    if _inside and (functions := _thread_functions()):
-        functions[1](_before)
-    _inside = 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
-
-
-# ------------------------------------------------------------------------------------------------
-# the kernel
 
 # Words of the table: the array objects; the function; how A and B are stored; sizes of the product;
 # leading dimensions in elements; sizes of the two batch dimensions; whether threads share the rows

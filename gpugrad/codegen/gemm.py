@@ -325,5 +325,5 @@ def _blas_task(compiler: Machine, product: _Product, alpha: float) -> Task | Non
     )
     words += [outer, inner, *steps, *chain(*[s[:2] for s in strides])]
     address = compiler.load(blas.text(compiler, product.element, function.integer))
-    parts = min(workers.PARTS, max(m, n) // BLAS_SHARE) if blas.shareable() else 1
+    parts = min(workers.PARTS, max(m, n) // BLAS_SHARE) if blas.thread_functions() else 1
     return Task(address, array("q", words), array("d", [alpha]), max(1, parts), arrays, True)

@@ -27,11 +27,12 @@ class Task(NamedTuple):
     numbers: array  # doubles, typecode "d"
     parts: int = 1  # into how many shares threads may cut the work
     keep: Any = None  # what the table points to: array objects, scratch memory
-    calls_blas: bool = False
+    calls_blas: bool = False  # on the threads of the task, see ``blas.thread_functions``
 
 
-# Words of a record: function, table, numbers, parts.
-_RECORD = 4
+# Words of a record: function, table, numbers, parts, and where the functions are that get and set
+# BLAS's number of threads, if it is to be 1 for this task.
+_RECORD = 5
 
 # All of one type, and one that converts fast: 0.6 us a call, with c_int64 0.9.
 _Run = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
@@ -54,15 +55,36 @@ body:
   %numbers = load ptr, ptr %at.numbers
   %at.parts = getelementptr i64, ptr %record, i64 3
   %parts = load i64, ptr %at.parts
+  %at.blas = getelementptr i64, ptr %record, i64 4
+  %blas = load ptr, ptr %at.blas
+  %calls.blas = icmp ne ptr %blas, null
+  br i1 %calls.blas, label %hold, label %go
+hold:
+  %get = load ptr, ptr %blas
+  %at.set = getelementptr i64, ptr %blas, i64 1
+  %set = load ptr, ptr %at.set
+  %old.threads = call i32 %get()
+  call void %set(i32 1)
+  br label %go
+go:
+  %threads = phi i32 [0, %body], [%old.threads, %hold]
+  %release = phi ptr [null, %body], [%set, %hold]
   %several = icmp sgt i64 %parts, 1
   %pool = icmp ne ptr %control, null
   %both = and i1 %several, %pool
   br i1 %both, label %together, label %alone
 together:
   call void @parallel(ptr %control, ptr %function, ptr %table, ptr %numbers, i64 %parts)
-  br label %after
+  br label %ran
 alone:
   call void %function(ptr %table, ptr %numbers, i64 0, i64 {WHOLE})
+  br label %ran
+ran:
+  ; 1 may be what another caller has set, who will set it back
+  %changed = icmp sgt i32 %threads, 1
+  br i1 %changed, label %restore, label %after
+restore:
+  call void %release(i32 %threads)
   br label %after
 after:
   %next = add i64 %i, 1
@@ -95,7 +117,6 @@ class TaskList:
         self._records = array("q")
         self._address = 0
         self._shared = False  # whether there is a task with several parts
-        self._calls_blas = False
         self._call = _runner(compiler)
 
     def __len__(self) -> int:
@@ -110,8 +131,9 @@ class TaskList:
         addresses = [memory.buffer_info()[0] for memory in (task.table, task.numbers)]
         parts = max(1, min(task.parts, workers.MOST_PARTS))
         self._shared = self._shared or parts > 1
-        self._calls_blas = self._calls_blas or task.calls_blas
-        self._records.extend((task.function, *addresses, parts))
+        threads = blas.thread_functions() if task.calls_blas else None
+        of_blas = threads.buffer_info()[0] if threads else 0
+        self._records.extend((task.function, *addresses, parts, of_blas))
         self._address = self._records.buffer_info()[0]
         return len(self.tasks) - 1
 
@@ -126,9 +148,4 @@ class TaskList:
         if not 0 <= start <= stop <= count:
             raise IndexError(f"tasks {start} to {stop} of a list of {count}")
         pool = workers.current() if self._shared else None
-        arguments = (self._address, start, stop, None if pool is None else pool.address)
-        if not self._calls_blas:
-            self._call(*arguments)
-            return
-        with blas.one_thread():
-            self._call(*arguments)
+        self._call(self._address, start, stop, None if pool is None else pool.address)

@@ -8,16 +8,18 @@ import os
 import platform
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gpugrad  # noqa: F401 - declares the primitives of expressions
-from gpugrad.codegen import blas, gemm
+from gpugrad.codegen import blas, gemm, llvm
 from gpugrad.codegen.arrays import Program
 from gpugrad.codegen.expr import build, const, variable
 from gpugrad.codegen.functions import functions_for
+from gpugrad.codegen.ir import Code
 from gpugrad.codegen.machine import Machine, machine
 from gpugrad.codegen.tasks import Task, TaskList
 from gpugrad.config import settings
@@ -316,40 +318,66 @@ def test_transposed_matrices_that_lie_far_apart_are_left_to_blas():
         assert (out == left.shape[1]).all()
 
 
+@pytest.fixture
+def blas_threads():
+    """What gets and sets the threads of OpenBLAS."""
+    functions = blas.thread_functions()
+    if functions is None:
+        pytest.skip("NumPy's BLAS is not OpenBLAS")
+    get_threads = ctypes.CFUNCTYPE(ctypes.c_int)(functions[0])
+    set_threads = ctypes.CFUNCTYPE(None, ctypes.c_int)(functions[1])
+    before = get_threads()
+    yield get_threads, set_threads
+    set_threads(before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_share_products_of_blas(threads, dtype, monkeypatch):
-    """Rows or columns of the result, whatever there are more of; OpenBLAS starts no threads."""
+def test_threads_share_products_of_blas(threads, dtype, blas_threads, monkeypatch):
+    """Rows or columns of the result, whatever there are more of; OpenBLAS's own threads rest."""
     choose("blas", monkeypatch)
-    if not blas.shareable():
-        pytest.skip("NumPy's BLAS is not OpenBLAS")
     monkeypatch.setattr(gemm, "BLAS_SHARE", 10)
     monkeypatch.setattr(settings, "num_threads", threads)
-    get_threads, set_threads = blas._thread_functions()
-    before = get_threads()
+    get_threads, set_threads = blas_threads
+    set_threads(3)
     rng = np.random.default_rng(12)
-    try:
-        set_threads(3)
-        for shape in ((101, 40, 33), (33, 40, 101), (2, 70, 5, 90)):
-            *batch, m, k, n = shape
-            for turned in (False, True):
-                a, b = (
-                    matrix(rng, (*batch, m, k), dtype, turned),
-                    matrix(rng, (k, n), dtype, turned),
-                )
-                out = poisoned((*batch, m, n), dtype)
-                found = gemm.task(a, b, out)
-                assert found.parts > 1
-                run(found)
-                assert_product(out, a, b)
-        assert get_threads() == 3
-        with blas.one_thread():
-            with blas.one_thread():
-                assert get_threads() == 1
-            assert get_threads() == 1
-        assert get_threads() == 3
-    finally:
-        set_threads(before)
+    for shape in ((101, 40, 33), (33, 40, 101), (2, 70, 5, 90)):
+        *batch, m, k, n = shape
+        for turned in (False, True):
+            a, b = matrix(rng, (*batch, m, k), dtype, turned), matrix(rng, (k, n), dtype, turned)
+            out = poisoned((*batch, m, n), dtype)
+            found = gemm.task(a, b, out)
+            assert found.parts > 1
+            run(found)
+            assert_product(out, a, b)
+    assert get_threads() == 3
+
+
+def asking() -> int:
+    """The address of a kernel that writes to its table what the function there returns."""
+    code = Code("double", 1)
+    parameters = [code.parameter(*p) for p in llvm._TABLE]
+    table = parameters[0]
+    found = code.emit(f"call i32 {code.load(table, 'ptr').name}()", "i32")
+    code.store(found.convert("zext", "i64"), code.at(table, 1))
+    return machine().load(code.function("kernel", parameters))
+
+
+def test_blas_has_one_thread_for_the_length_of_a_task(blas_threads):
+    get_threads, set_threads = blas_threads
+    set_threads(4)
+    tasks, seen = TaskList(), []
+    for calls_blas in (True, False, True):
+        table = array("q", [blas.thread_functions()[0], 0])
+        seen.append(table)
+        tasks.append(Task(asking(), table, array("d"), calls_blas=calls_blas))
+    tasks.run()
+    assert [table[1] for table in seen] == [1, 4, 1]
+    assert get_threads() == 4
+    set_threads(1)
+    tasks.run()
+    assert [table[1] for table in seen] == [1, 1, 1]
+    assert get_threads() == 1
 
 
 # ---- threads, other CPUs, memory
