@@ -377,7 +377,13 @@ class Recorder:
     def update(self, update, lists: Sequence, scalars: dict, unless: Tensor | None) -> None:
         """An in-place update (``foreach.py``) of lists of tensors. It has been computed already."""
         if unless is not None:
-            self.fail(f"{update.__name__} may be skipped")
+            self.fail(f"{update.__name__} may be skipped by a flag on the device (GradScaler)")
+        elif any(isinstance(v, list) for v in scalars.values()):
+            self.fail(
+                f"{update.__name__} reads a number of its own for each tensor: with "
+                "capturable=True an optimizer counts on the device, which a compiled program "
+                "does not need"
+            )
         numbers = self._numbers(update, scalars)
         for group in zip(*lists, strict=True):
             inputs = [self.value(t.array, t) for t in group]
