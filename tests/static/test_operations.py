@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 
 import gpugrad as gg
+import gpugrad.functional as F
 from gpugrad.codegen.machine import machine
+from gpugrad.ops import REGISTRY
 from gpugrad.static import passes, replay, run_cpu, run_python
 from tests import test_functional, test_functions
+from tests.test_registry import Draw, samples
 
 CALLS = 5
 
@@ -138,8 +141,9 @@ def assert_same(found, expected, tolerance: float = 0.0):
         assert found == expected
 
 
-def check(call, arguments, mode: str, tolerance: float, reason: str | None, seed: int):
-    """Compiled calls equal eager ones; the last two are replayed, unless there is a reason."""
+def check(call, draw, mode: str, tolerance: float, reason: str | None):
+    """Compiled calls with ``draw(k)`` equal eager ones; the last two are replayed, unless there is
+    a reason."""
     gradient = mode != "forward"
     program = MODES[mode](call)
     runs = []
@@ -148,13 +152,13 @@ def check(call, arguments, mode: str, tolerance: float, reason: str | None, seed
         runs.append(None)
         return program(*arguments)
 
-    compiled, fresh = gg.compile(counted), Fresh(seed)
+    compiled = gg.compile(counted)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for k in range(CALLS):
             if k == CALLS - 2:
                 recorded = len(runs)
-            values = [fresh(a) for a in arguments]
+            values = draw(k)
             ours, theirs = tensors(values, gradient), tensors(values, gradient)
             assert_same(compiled(*ours), program(*theirs), tolerance)
             for a, b in zip(ours, theirs, strict=True):
@@ -200,4 +204,126 @@ FUNCTIONS = [
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("name", "call", "arguments"), FUNCTIONS, ids=[n for n, *_ in FUNCTIONS])
 def test_function(name, call, arguments, mode, tolerance):
-    check(call, arguments, mode, tolerance, reason_of(name), seed=len(name))
+    fresh = Fresh(len(name))
+    draw = lambda k: [fresh(a) for a in arguments]
+    check(call, draw, mode, tolerance, reason_of(name))
+
+
+CASES = [
+    (name, case, params)
+    for name, op in REGISTRY.items()
+    if op.kind != "composite"
+    for case, (_, params) in enumerate(samples(op, Draw(0)))
+]
+
+
+@pytest.mark.parametrize("mode", ["forward", "grad"])
+@pytest.mark.parametrize(("name", "case", "params"), CASES, ids=[f"{n}-{k}" for n, k, _ in CASES])
+def test_row(name, case, params, mode, tolerance):
+    op = REGISTRY[name]
+
+    def draw(k):
+        arguments, _ = list(samples(op, Draw(k)))[case]
+        return [np.asarray(a) if isinstance(a, np.generic) else a for a in arguments]
+
+    reason = f"the shape of take {DEPENDS}" if (name, case) == ("take", 3) else None
+    check(lambda *arguments: op(*arguments, **params), draw, mode, tolerance, reason)
+
+
+# functions of good values, and bad ones: the error of eager mode, and nothing else, comes of them
+X, PLACES = np.array([[0.2, 0.5, 0.3], [0.1, 0.6, 0.3]]), np.array([0, 2])
+BAD_PLACE = np.array([0, 3])
+ERRORS = {
+    "index": (lambda x, i: x[:, i], (X, PLACES), (X, BAD_PLACE)),
+    "assignment": (lambda x, i: gg.zeros(3).index_add(0, i, x[0, :2].float()), (X, PLACES),
+                   (X, BAD_PLACE)),
+    "gather": (lambda x, i: x.gather(1, i.reshape(2, 1)), (X, PLACES), (X, -PLACES)),
+    "scatter": (lambda x, i: x.scatter(1, i.reshape(2, 1), x), (X, PLACES), (X, BAD_PLACE)),
+    "embedding": (lambda x, i: F.embedding(i, x.T), (X, PLACES), (X, BAD_PLACE)),
+    "one_hot": (lambda i: F.one_hot(i, 3), (PLACES,), (BAD_PLACE,)),
+    "cross_entropy": (lambda x, i: F.cross_entropy(x, i), (X, PLACES), (X, BAD_PLACE)),
+    "nll_loss": (lambda x, i: F.nll_loss(x, i), (X, PLACES), (X, BAD_PLACE)),
+    "nll_loss with weights": (lambda x, i: F.nll_loss(x, i, x[0]), (X, PLACES), (X, BAD_PLACE)),
+    "binary_cross_entropy": (lambda x: F.binary_cross_entropy(x, x), (X,), (-X,)),
+    "bernoulli": (gg.bernoulli, (X,), (2 * X,)),
+    "multinomial": (lambda x: gg.multinomial(x, 2), (X,), (-X,)),
+    "normal": (lambda x: gg.normal(0.0, x), (X,), (-X,)),
+    "inverse": (gg.linalg.inv, (np.eye(2) * 3,), (np.zeros((2, 2)),)),
+    "cholesky": (gg.linalg.cholesky, (np.eye(2) * 3,), (-np.eye(2),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_replays_raise_the_errors_of_eager_mode(name, tolerance):
+    call, good, bad = ERRORS[name]
+    counts, expected_counts, generator = gg.zeros(1), gg.zeros(1), gg.default_generator
+    runs = []
+
+    def program(count, *arguments):
+        count.add_(1)
+        runs.append(None)
+        return call(*arguments)
+
+    compiled = gg.compile(program)
+    for values, wrong in ((good, False),) * 4 + ((bad, True), (good, False), (good, False)):
+        arguments = tensors(values, False)
+        gg.manual_seed(5)
+        if wrong:
+            with pytest.raises(Exception) as expected:
+                program(expected_counts, *arguments)
+            state = generator.get_state()
+            gg.manual_seed(5)
+            with pytest.raises(type(expected.value)) as found:
+                compiled(counts, *arguments)
+            assert str(found.value) == str(expected.value)
+        else:
+            expected = program(expected_counts, *arguments)
+            state = generator.get_state()
+            gg.manual_seed(5)
+            assert_same(compiled(counts, *arguments), expected, tolerance)
+        assert gg.equal(counts, expected_counts)
+        assert gg.equal(generator.get_state(), state)
+    # eager mode ran 7 times; the compiled function when it was recorded, and for the error
+    assert len(runs) == 7 + 3
+
+
+@pytest.mark.parametrize("weight", [None, [0.5, 1.0, 2.0]])
+def test_targets_to_ignore_are_another_way(weight, tolerance):
+    """A loss without ignored targets is one operation, one with them is several."""
+    rng = np.random.default_rng(0)
+
+    def loss(x, target):
+        w = None if weight is None else gg.tensor(weight, dtype=x.dtype)
+        return F.cross_entropy(x, target, w), F.nll_loss(x, target, w)
+
+    compiled = gg.compile(loss)
+    for k in range(10):
+        x = gg.tensor(rng.normal(size=(4, 3)))
+        target = gg.tensor(rng.integers(0, 3, 4) if k % 2 else np.array([0, -100, k % 3, -100]))
+        assert_same(compiled(x, target), loss(x, target), tolerance)
+    assert compiled.stats["replays"] >= 4
+
+
+DECISIONS = {
+    "allclose": lambda x, y: gg.allclose(x, y),
+    "equal": lambda x, y: gg.equal(x, y),
+    "if": lambda x, y: x + 1 if x.sum() > y.sum() else y - 1,
+    "while": lambda x, y: _halved(x, y),
+}
+
+
+def _halved(x, y):
+    while x.norm() > y.norm():
+        x = x / 2
+    return x
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_decisions_by_values(name, tolerance):
+    call, rng = DECISIONS[name], np.random.default_rng(0)
+    compiled = gg.compile(call)
+    for k in range(24):
+        x = gg.tensor(rng.normal(size=(3, 2)) * 2.0 ** (k % 3))
+        y = gg.tensor(rng.normal(size=(3, 2))) if k % 2 else x.clone()
+        assert_same(compiled(x, y), call(x, y), tolerance)
+    assert compiled.stats["replays"] >= 8
