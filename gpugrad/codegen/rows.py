@@ -420,9 +420,9 @@ class Schedule:
         ]
         self.results = [e for kind, e in rows.outputs if kind in (ELEMENT, COLUMN)]
         roots = [*[[e.args[0] for e in found] for found in self.reductions], self.results]
-        self.needed = [self._below(r) for r in roots]
+        self.needed = [self.below(r) for r in roots]
 
-    def _below(self, roots: Sequence[Expr]) -> list[Expr]:
+    def below(self, roots: Sequence[Expr]) -> list[Expr]:
         """What a pass computes for its roots, of the expressions that vary along the row."""
         found: list[Expr] = []
         stack = list(roots)
@@ -464,6 +464,12 @@ class _Writer:
         self.order, self.level, self.varies = schedule.order, schedule.level, schedule.varies
         self.passes, self.needed = schedule.passes, schedule.needed
         self.reductions, self.results = schedule.reductions, schedule.results
+        # Results that wait for no reduction of the last pass are stored in it.
+        levels = [self.level[e] for e in self.results]
+        self.merged = bool(levels) and max(levels) < self.passes
+        if self.merged:
+            last = [e.args[0] for e in self.reductions[-1]]
+            self.needed = [*self.needed[:-2], schedule.below([*last, *self.results]), []]
         self.kept, self.kept_in = self._keep()
 
     def _keep(self) -> tuple[Expr | None, Value | None]:
@@ -582,7 +588,9 @@ class _Writer:
                 if wide != code.vector:
                     value = value.convert("fpext", wide)
                 results.append(total + value)
-            if self.kept in found and not self.is_kept:
+            if self.merged and level == self.passes - 1:
+                self._store_results(found, i, mask, whole)
+            elif self.kept in found and not self.is_kept:
                 self._put(found[self.kept], {0: self.home}, i, mask, whole)
             return results
 
@@ -631,17 +639,20 @@ class _Writer:
             code.store(code.load(self.totals[k], "double") + value, self.totals[k])
 
         def body(i: Value, mask: Value, whole: Value | None, _) -> list[Value]:
-            found = self._load(self.passes, i, mask, whole)
-            for k, (kind, e) in enumerate(self.rows.outputs):
-                if kind == ELEMENT:
-                    self._put(self._value(e, found), {k: self.places[k]}, i, mask, whole)
-                elif kind == COLUMN:
-                    (old,) = self._get([self.sums[k]], i, mask, whole)
-                    self._put(old + self._value(e, found), {k: self.sums[k]}, i, mask, whole)
+            self._store_results(self._load(self.passes, i, mask, whole), i, mask, whole)
             return []
 
-        if self.results:
+        if self.results and not self.merged:
             self._sweep([], body)
+
+    def _store_results(self, found: dict, i: Value, mask: Value, whole: Value | None) -> None:
+        """What has a value per element or column, at one vector."""
+        for k, (kind, e) in enumerate(self.rows.outputs):
+            if kind == ELEMENT:
+                self._put(self._value(e, found), {k: self.places[k]}, i, mask, whole)
+            elif kind == COLUMN:
+                (old,) = self._get([self.sums[k]], i, mask, whole)
+                self._put(old + self._value(e, found), {k: self.sums[k]}, i, mask, whole)
 
     def _sweep(self, carried: list[Value], body) -> list[Value]:
         """``carried = body(i, mask, whole, carried)`` for the vectors of a row.

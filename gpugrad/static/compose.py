@@ -41,7 +41,6 @@ class Saved(NamedTuple):
 class Derivative(NamedTuple):
     """The recorded backward pass of a function."""
 
-    first: int  # nodes before it
     cotangents: list[Value]
     differentiable: list[int]  # places of the outputs that have a cotangent
     targets: list[Any]  # tensors, or places of arguments, that get a gradient
@@ -50,22 +49,19 @@ class Derivative(NamedTuple):
 
 def differentiate(recorder: Recorder, outputs: Sequence[Tensor], leaves) -> Derivative | None:
     """Record the backward pass from the outputs to arguments and other leaves; None if no output
-    has a history, or if the function went backward through it itself."""
-    places = [
-        k for k, t in enumerate(outputs) if t._node is not None and is_differentiable(t.dtype)
-    ]
-    if not places:
-        return None
-    roots = [outputs[k]._node for k in places]
+    has a history that is still there: the function may have gone backward through it itself, or
+    have overwritten what was saved."""
     arguments = {
         leaf._node: place
         for place, leaf in enumerate(leaves)
         if isinstance(leaf, Tensor) and leaf._node is not None
     }
-    users, reached = engine.count_users_until(roots, arguments)
-    if any(node.time < 0 for node in users):
+    places = [k for k, t in enumerate(outputs) if _can_go_back(t, arguments)]
+    if not places:
         return None
-    seeds, first = [], len(recorder.graph.nodes)
+    roots = [outputs[k]._node for k in places]
+    users, reached = engine.count_users_until(roots, arguments)
+    seeds: list = []
     for k, place in enumerate(places):
         seed = engine.ones_for(outputs[place])
         recorder.argument(seed, Cotangent(k))
@@ -82,7 +78,21 @@ def differentiate(recorder: Recorder, outputs: Sequence[Tensor], leaves) -> Deri
     if not targets:
         return None
     cotangents = [recorder.value(seed) for seed in seeds]
-    return Derivative(first, cotangents, places, targets, gradients)
+    return Derivative(cotangents, places, targets, gradients)
+
+
+def _can_go_back(output: Tensor, ends) -> bool:
+    """Whether an output has a history, and all values saved in it are there and as they were."""
+    if output._node is None or not is_differentiable(output.dtype):
+        return False
+    nodes, _ = engine.count_users_until([output._node], ends)
+    try:
+        for node in nodes:
+            if node not in ends:
+                node.check()
+    except RuntimeError:
+        return False
+    return True
 
 
 def halves(graph: Graph, derivative: Derivative, forward: set[Node]) -> tuple[Graph, Graph, list]:

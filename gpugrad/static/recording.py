@@ -147,12 +147,11 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
     recording.places, recording.rebuild, recording.count = places, rebuild, len(computed)
     recording.with_history = [k for k, t in enumerate(computed) if t.requires_grad]
     recording.single = not isinstance(result, (tuple, list, dict))
-    derivative = compose.differentiate(recorder, computed, leaves)
-    nodes = recorder.graph.nodes
-    recording.forward = set(nodes if derivative is None else nodes[: derivative.first])
     graph = recorder.finish(computed)
     recording.grads = recorder.grads()
     graph.outputs += [v for _, v in recording.grads if v is not None]
+    recording.forward = set(graph.nodes)
+    derivative = compose.differentiate(recorder, computed, leaves)
     if derivative is not None:
         graph.outputs += derivative.gradients
     recording.derivative, recording.graph = derivative, passes.drop_dead(graph)

@@ -32,6 +32,7 @@ class ReplayedProgram:
         start = time.perf_counter()
         self.recording, self.function = recording, function
         graph = recording.graph
+        graph.check()
         self._second: Callable | None = None
         if recording.derivative is not None:
             graph, second, saved = compose.halves(graph, recording.derivative, recording.forward)

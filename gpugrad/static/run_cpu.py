@@ -18,6 +18,7 @@ from ..codegen.rows import INDEX
 from ..codegen.tasks import TaskList
 from . import lower
 from .graph import Graph, Node, OpCall, RowsCall, Value, expression_of
+from .passes.totals import sum_in_passing
 from .sources import Live, LiveArray
 
 _ALIGN = 64  # a cache line, and the widest vector
@@ -44,7 +45,7 @@ class NativeProgram:
     def __init__(self, graph: Graph):
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
-        self.graph = graph
+        self.graph = graph = sum_in_passing(graph)
         self.lent = 0  # outputs that a call gives as they are, to be overwritten by the next
         self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
