@@ -63,13 +63,18 @@ class FunctionNode(Node):
     def name(self) -> str:
         return f"{self.function.__name__}Backward"
 
-    def unpack(self) -> tuple:
+    def check(self) -> None:
+        """Raise if saved values are gone or were written in place."""
         if self.time < 0:
             raise RuntimeError(_TWICE)
-        tensors = []
-        for position, (t, own_output) in enumerate(self.saved):
+        for position, (t, _) in enumerate(self.saved):
             if t is not None and t._version is not None and t._version[0] > self.time:
                 raise self.stale(position, t._version)
+
+    def unpack(self) -> tuple:
+        self.check()
+        tensors = []
+        for t, own_output in self.saved:
             # an output was saved without its record, to avoid a cycle: attach it
             if own_output is not None:
                 attached = wrap(t.array)
