@@ -180,13 +180,17 @@ def show(content: dict[str, Any]) -> None:
         console.print(report.table(title, report.eager_columns(), content["ops"]))
     for key, title in (("results", "rows"), ("near", "shapes nearby"), ("sweep", "growing sizes")):
         results = content[key]
-        tables = (
-            (f"eager beside torch ({spread})", report.eager_columns()),
-            (f"static beside the best peer ({spread})", report.static_columns()),
-            (f"every peer ({spread})", report.peer_columns(results)),
-            ("compile time, cold / from the cache", report.compile_columns(results)),
-        )
-        for what, columns in tables if key != "sweep" else tables[1:3]:
+        asked = {peer for result in results for peer in result["peers"]}
+        tables = []
+        if key != "sweep" and "gpugrad eager" in asked:
+            tables.append((f"eager beside torch ({spread})", report.eager_columns()))
+        if "gpugrad static" in asked:
+            tables.append((f"static beside the best peer ({spread})", report.static_columns()))
+        tables.append((f"every peer ({spread})", report.peer_columns(results)))
+        if key != "sweep":
+            columns = report.compile_columns(results)
+            tables.append(("compile time, cold / from the cache", columns))
+        for what, columns in tables:
             if results and len(columns) > 1:
                 console.print(report.table(f"{title}: {what}", columns, results))
     for line in conclusions(content["results"]):

@@ -246,7 +246,7 @@ def page(content: Found) -> str:
         parts.append(f'<ul class="answer">{lines}</ul>')
         parts.append(f'<p class="note">{escape("; ".join(legend(results)))}.</p>')
     drawings = figures(results, sweep)
-    if not drawings:
+    if not drawings and results + sweep:
         parts.append('<p class="note">No plots: matplotlib is not installed.</p>')
     for title, svg, caption in drawings:
         parts.append(

@@ -206,8 +206,8 @@ def table(title: str, columns: list[Column], results: list[Found]) -> Any:
 
     found = Table(title=title, title_justify="left")
     for name, _ in columns:
-        text = name in ("workload", "verdict", "row", "best peer")
-        found.add_column(name, justify="left" if text else "right", no_wrap=name != "verdict")
+        left = name in ("workload", "verdict", "row", "best peer")
+        found.add_column(name, justify="left" if left else "right", no_wrap=name != "verdict")
     for result in results:
         cells = []
         for name, cell in columns:

@@ -435,15 +435,21 @@ ROWS = table_of(
         near=({"batch": 100, "hidden": 50},)),
 )  # fmt: skip
 
-# The same goals at the shapes nearby: a special case for one shape would show here.
-NEAR = table_of(
-    *(
-        replace(row, name=f"{row.name}~{i}", what=f"{row.what.split(',')[0]} near by: {shape}",
-                shape=row.shape | shape, near=())
-        for row in ROWS.values()
-        for i, shape in enumerate(row.near, 1)
-    )
-)  # fmt: skip
+
+def shapes_nearby(original: Row) -> list[Row]:
+    """The same goals at other shapes: a special case for one shape would show here."""
+    found = []
+    for i, shape in enumerate(original.near, 1):
+        sizes = ", ".join(f"{name} {size}" for name, size in shape.items())
+        what = f"{original.name} with {sizes}"
+        shape = original.shape | shape
+        found.append(
+            replace(original, name=f"{original.name}~{i}", what=what, shape=shape, near=())
+        )
+    return found
+
+
+NEAR = table_of(*(found for original in ROWS.values() for found in shapes_nearby(original)))
 
 # One program at growing sizes: where does static stop paying? Names end in the size.
 SWEEP = table_of(
