@@ -216,6 +216,9 @@ class NativeProgram:
             lines.append(f"    if bool({name('g', a)}.item()) is not {outcome}: return None")
         for source, to in self._stores:
             lines.append(f"    {name('to', to)}[...] = {name('from', source)}")
+        for v, _ in self.graph.stores:
+            if v in self._copied:
+                lines.append(f"    v{v.number}[...] = {name('own', self._copied[v])}")
         outputs = "".join(f"{name('o', a)}, " for a in self._outputs)
         lines.append(f"    return ({outputs})")
         exec(compile("\n".join(lines), "<gpugrad native program>", "exec"), namespace)
@@ -236,7 +239,8 @@ class NativeProgram:
             a is not own and np.may_share_memory(a, own)
             for a in (*self._arrays.values(), *seen_by_tasks)
         )
-        if viewed or v in self._used_by_python or not own.size:
+        stored = any(target is v for target, _ in self.graph.stores)
+        if stored or viewed or v in self._used_by_python or not own.size:
 
             def copy(a) -> None:
                 own[...] = a
