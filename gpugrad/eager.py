@@ -776,7 +776,7 @@ def binary(op: Elementwise):
         try:
             x = input.array
         except AttributeError:
-            first = _scalar_like(input, other)
+            first = None if modes.special else _scalar_like(input, other)
             return elementwise(op, (input, other)) if first is None else call(first, other)
         if modes.special or x.__class__ is not _ndarray:
             return elementwise(op, (input, other))

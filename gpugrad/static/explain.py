@@ -42,7 +42,7 @@ def _program(program) -> list[str]:
     if hasattr(run, "report"):
         lines += run.report()
     if hasattr(run, "num_kernels"):
-        lines.append(f"{run.num_kernels} native tasks in {run.num_runs} runs")
+        lines.append(f"{run.num_kernels} native tasks in {run.num_runs} native calls")
     if getattr(run, "bytes", 0):
         lines.append(f"{run.bytes} bytes of planned memory")
     if program.recording.derivative is not None:

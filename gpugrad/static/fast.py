@@ -25,6 +25,7 @@ training step with one argument it reads
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 from ..autograd.engine import spent_node
@@ -68,6 +69,9 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
         return None
     if any(a.__class__ is float and (a == 0.0 or a != a) for a in args):
         return None  # -0.0 == 0.0, and a NaN is not itself
+    arrays = [id(a.array) for a in args if isinstance(a, Tensor)]
+    if len(set(arrays)) < len(arrays) or program.overlaps_matter:
+        return None
     known = (Argument, HostResult, Live, LiveArray)
     if not all(s.__class__ in known for s in program.graph.sources):
         return None
@@ -75,9 +79,10 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
         return None
     s = _Source()
     s.names.update(MISS=MISS, modes=modes, writes=module_writes, settings=settings, Tensor=Tensor,
-                   wrap=wrap, lock=compiled.lock, entry=run.entry, program=program, compiled=compiled)  # fmt: skip
+                   wrap=wrap, lock=compiled.lock, entry=run.entry, program=program)  # fmt: skip
+    s.names["compiled"] = compiled
     _check_surroundings(s, compiled.surroundings)
-    arrays = _check_arguments(s, args)
+    arrays = _check_arguments(s, args, recording.pinned)
     _check_live(s, program)
     s.add("    with lock:")
     _run(s, program, run, arrays)
@@ -100,7 +105,7 @@ def _check_surroundings(s: _Source, surroundings) -> None:
         s.unless(*conditions)
 
 
-def _check_arguments(s: _Source, args: Sequence) -> dict[int, str]:
+def _check_arguments(s: _Source, args: Sequence, pinned) -> dict[int, str]:
     """The names of the arguments' arrays, by place."""
     arrays: dict[int, str] = {}
     s.unless(f"len(args) == {len(args)}")
@@ -110,6 +115,8 @@ def _check_arguments(s: _Source, args: Sequence) -> dict[int, str]:
             s.unless(f"x{k}.__class__ is {s.name(a.__class__)}", f"x{k} == {s.name(a)}")
             continue
         node = "is not None" if a._node is not None else "is None"
+        if k in pinned:
+            s.unless(f"x{k} is {s.name(a)}")
         s.unless(f"x{k}.__class__ is {s.name(a.__class__)}", f"x{k}._node {node}",
                  f"x{k}.grad {'is None' if a.grad is None else 'is not None'}")  # fmt: skip
         s.add(f"    a{k} = x{k}.array")
@@ -117,6 +124,9 @@ def _check_arguments(s: _Source, args: Sequence) -> dict[int, str]:
                  f"a{k}.shape == {s.name(a.array.shape)}",
                  f"a{k}.dtype is {s.name(a.array.dtype)}")  # fmt: skip
         arrays[k] = f"a{k}"
+    different = [f"{a} is not {b}" for a, b in combinations(arrays.values(), 2)]
+    if different:
+        s.unless(*different)
     return arrays
 
 

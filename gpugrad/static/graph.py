@@ -14,7 +14,7 @@ from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
 from ..codegen.rows import RowProgram
 from ..dtypes import float32
-from ..ops.core import Elementwise, Meta, Op, run_program
+from ..ops.core import REGISTRY, Elementwise, Meta, Op, run_program
 from . import text
 
 
@@ -153,6 +153,32 @@ class UpdateCall(ProgramCall):
 
     def key(self):
         return ("update", *super().key())
+
+
+class ProductCall(Call):
+    """A product of two matrices and an elementwise program of its result (the program's first
+    input) and further inputs."""
+
+    __slots__ = ("product", "program", "updates")
+    kind = "product"
+
+    def __init__(self, product: OpCall, program: Program, updates: bool = False):
+        self.product, self.program, self.updates = product, program, updates
+
+    def evaluate(self, args):
+        a, b, *others = args
+        if self.product.op.name == "affine":  # its bias is added by the program
+            product = REGISTRY["linear"].eval(a, b)
+        else:
+            product = self.product.op.eval(a, b, **self.product.params)
+        return ProgramCall(self.program).evaluate((product, *others))
+
+    def key(self):
+        return ("product", self.product.key(), ProgramCall(self.program).key())
+
+    @property
+    def text(self) -> str:
+        return f"{self.product.text} then {ProgramCall(self.program).text}"
 
 
 class RowsCall(Call):

@@ -34,7 +34,7 @@ from ..codegen.rows import (
     row_sum,
 )
 from ..codegen.tasks import Task
-from .graph import CheckCall, Node, OpCall, RowsCall, Value, expression_of
+from .graph import CheckCall, Node, OpCall, ProductCall, RowsCall, Value, expression_of
 
 _BOOL = np.dtype("bool")
 _INT64 = np.dtype("int64")
@@ -68,6 +68,8 @@ def lower(node: Node, of: Arrays) -> Lowered | None:
     call = node.call
     if call.__class__ is RowsCall:
         return _rows(call.program, node.inputs, of, outputs)
+    if call.__class__ is ProductCall:
+        return _product_with_epilogue(call, node.inputs, of, outputs)
     if call.__class__ is CheckCall:
         return _check(call, of(node.inputs[0]))
     if call.__class__ is OpCall:
@@ -369,12 +371,58 @@ def _linear(x, w, out) -> Lowered | None:
 _ADD_ROW = Program([build("add", variable("y"), variable("b"))], ["y", "b"], ["y"])
 
 
-def _affine(x, w, b, out) -> Lowered | None:
-    found = _linear(x, w, out)
-    if found is None:
+def _operands(name: str, a, b) -> tuple | None:
+    """The two matrices whose product an operation is, leading dimensions merged."""
+    if name in ("affine", "linear"):
+        return _matrix(a), b.T
+    if name == "linear_input":
+        return _matrix(a), b
+    if name == "linear_weight":
+        return _matrix(a).T, _matrix(b)
+    return a, b
+
+
+def _product_with_epilogue(call, inputs, of: Arrays, outputs: list) -> Lowered | None:
+    program, name = call.program, call.product.op.name
+    a, b = _operands(name, of(inputs[0]), of(inputs[1]))
+    merged = name != "matmul"
+    others, changing = [], []
+    for k, i in enumerate(inputs[2:], 1):
+        if i.__class__ is Value and i.dtype is None:
+            changing.append((i, k))
+            others.append(0.0)
+        else:
+            x = of(i)
+            full = x.__class__ is _ndarray and x.shape == outputs[0].shape
+            others.append(_matrix(x) if merged and full else x)
+    targets = [_matrix(o) for o in outputs] if merged else outputs
+    order = [k for k, x in enumerate(others, 1)
+             if x.__class__ is not _ndarray and program.inputs[k] in program.used]  # fmt: skip
+    places = {k: place for place, k in enumerate(order)}
+    task = gemm.task(a, b, targets, program=program, inputs=others)
+    if task is not None:
+        numbers = [(v, task.numbers, 1 + places[k]) for v, k in changing if k in places]
+        return Lowered([task], numbers, [])
+    # the product into the memory of a result, and the program over it
+    into = next(
+        (t for t in targets if t.dtype == a.dtype and all(t is not o for o in others)), None
+    )
+    if into is None:
+        into = np.empty(targets[0].shape, a.dtype)
+    product = gemm.task(a, b, into)
+    rest = elementwise_tasks(program, [into, *others], targets)
+    if product is None or rest is None:
         return None
+    numbers = [(v, t.numbers, places[k]) for t in rest for v, k in changing if k in places]
+    return Lowered([product, *rest], numbers, [])
+
+
+def _affine(x, w, b, out) -> Lowered | None:
+    task = gemm.task(_matrix(x), w.T, _matrix(out), program=_ADD_ROW, inputs=[b])
+    if task is not None:
+        return _plain([task])
     bias = elementwise_task(_ADD_ROW, [_matrix(out), b], [_matrix(out)])
-    return None if bias is None else Lowered([*found.tasks, bias], [], [])
+    return _plain([gemm.task(_matrix(x), w.T, _matrix(out)), bias])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from ..codegen import workers
 from ..codegen.rows import INDEX
 from ..codegen.tasks import TaskList
 from . import lower
-from .graph import Graph, Node, OpCall, RowsCall, Value, expression_of
+from .graph import Graph, Node, OpCall, ProductCall, RowsCall, Value, expression_of
+from .passes.epilogues import product_epilogues
 from .passes.totals import sum_in_passing
 from .sources import Live, LiveArray
 
@@ -45,7 +46,7 @@ class NativeProgram:
     def __init__(self, graph: Graph):
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
-        self.graph = graph = sum_in_passing(graph)
+        self.graph = graph = product_epilogues(sum_in_passing(graph))
         self.lent = 0  # outputs that a call gives as they are, to be overwritten by the next
         self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
@@ -353,9 +354,7 @@ class _Planner:
             if k is None or v in self.roots or v in self.arrays or not to.flags.c_contiguous:
                 continue
             node = self.graph.nodes[k]
-            reads = [w for w in node.values if self.roots.get(w, w) is target]
-            elementwise = expression_of(node) is not None and all(w is target for w in reads)
-            if self.last.get(target, -1) > k or (reads and not elementwise):
+            if self.last.get(target, -1) > k or not self._may_overwrite(node, target):
                 continue
             if any(np.may_share_memory(to, a) for w, a in self.arrays.items() if w is not target):
                 continue
@@ -363,6 +362,17 @@ class _Planner:
                 continue
             self.arrays[v] = to
             self.roots[v] = target
+
+    def _may_overwrite(self, node: Node, target: Value) -> bool:
+        """Whether a node may write where it reads a value: it reads each element of it, as it is,
+        before it writes that element; or it does not read the memory at all."""
+        reads = [w for w in node.values if self.roots.get(w, w) is target]
+        if node.call.__class__ is ProductCall:
+            operands = [w for w in node.inputs[:2] if self.roots.get(w, w) is target]
+            return not operands and all(w is target for w in reads)
+        if not reads:
+            return True
+        return expression_of(node) is not None and all(w is target for w in reads)
 
     def _place(self) -> None:
         arena = _Arena()
@@ -426,6 +436,8 @@ def _array_of(a):
 
 def _cannot_fail(node: Node) -> bool:
     """Whether a node never raises an error for values it does not like."""
+    if node.call.__class__ is ProductCall:
+        return True
     if node.call.__class__ is RowsCall:
         return INDEX not in node.call.program.inputs.values()
     if node.call.__class__ is OpCall:
