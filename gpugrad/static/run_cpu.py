@@ -240,8 +240,8 @@ class NativeProgram:
             a is not own and np.may_share_memory(a, own)
             for a in (*self._arrays.values(), *seen_by_tasks)
         )
-        stored = any(target is v for target, _ in self.graph.stores)
-        if stored or viewed or v in self._used_by_python or not own.size:
+        read_here = v in self.graph.results() or any(t is v for t, _ in self.graph.stores)
+        if read_here or viewed or v in self._used_by_python or not own.size:
 
             def copy(a) -> None:
                 own[...] = a
