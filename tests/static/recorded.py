@@ -6,6 +6,7 @@ import numpy as np
 
 import gpugrad as gg
 from gpugrad.static import recording, run_python
+from gpugrad.static.compose import Cotangent
 from gpugrad.static.graph import Graph
 from gpugrad.static.sources import Argument, ArgumentGrad, HostResult
 from gpugrad.tree import flatten
@@ -32,7 +33,7 @@ def arrays_for(graph: Graph, args, rng) -> list:
             array = getattr(leaves[source.place], "array", leaves[source.place])
         elif isinstance(source, ArgumentGrad):
             array = leaves[source.place].grad.array
-        elif isinstance(source, HostResult):
+        elif isinstance(source, HostResult | Cotangent):
             array = rng.uniform(0, 1, v.shape).astype(v.dtype)
         else:
             array = source.read()
