@@ -9,7 +9,7 @@ calls NumPy between two runs of the list.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ..backend.arrays import _ndarray
 from ..backend.numpy import xp as np
@@ -349,6 +349,9 @@ class _Planner:
     def _stored_in_place(self) -> None:
         if self.graph.guards:
             return  # nothing may be written before they are asked
+        overlapping = _overlapping(self.arrays.values())
+        fallible = [k for k, node in enumerate(self.graph.nodes) if not _cannot_fail(node)]
+        fails = max(fallible, default=-1)  # before it nothing may be written
         for target, v in self.graph.stores:
             k, to = self.made.get(v), self.arrays[target]
             if k is None or v in self.roots or v in self.arrays or not to.flags.c_contiguous:
@@ -356,9 +359,7 @@ class _Planner:
             node = self.graph.nodes[k]
             if self.last.get(target, -1) > k or not self._may_overwrite(node, target):
                 continue
-            if any(np.may_share_memory(to, a) for w, a in self.arrays.items() if w is not target):
-                continue
-            if not all(_cannot_fail(n) for n in self.graph.nodes[k:]):
+            if k <= fails or id(to) in overlapping:
                 continue
             self.arrays[v] = to
             self.roots[v] = target
@@ -432,6 +433,19 @@ def _array_of(a):
     if a.array is None:
         a.array = np.empty(a.value.shape, a.value.dtype)
     return a.array
+
+
+def _overlapping(arrays: Iterable[_ndarray]) -> set[int]:
+    """Identities of the arrays that share memory with another one (as far as bounds tell)."""
+    spans = sorted((*np.lib.array_utils.byte_bounds(a), id(a)) for a in arrays if a.size)
+    found: set[int] = set()
+    end, last = 0, 0
+    for low, high, this in spans:
+        if low < end and this != last:
+            found |= {last, this}
+        if high > end:
+            end, last = high, this
+    return found
 
 
 def _cannot_fail(node: Node) -> bool:
