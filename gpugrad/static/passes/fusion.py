@@ -60,7 +60,8 @@ class _Part(NamedTuple):
         """Both together, if they are alike."""
         if self.shape != other.shape or self.device != other.device:
             return None
-        if self.dtype != other.dtype and None not in (self.dtype, other.dtype):
+        masks_alone = self.dtype is None or other.dtype is None  # NumPy's float64 equals None
+        if self.dtype != other.dtype and not masks_alone:
             return None
         rows = self.rows or other.rows
         most = STEPS

@@ -116,4 +116,6 @@ def _takes_in(node: Node, v: Value) -> bool:
         kinds = zip(node.inputs, node.call.program.inputs.values(), strict=True)
         return all(kind == ELEMENT for i, kind in kinds if i is v)
     found = pointwise(node)
-    return found is not None and found.shape == v.shape and found.dtype in (v.dtype, None)
+    if found is None or found.shape != v.shape:
+        return False
+    return found.dtype is None or found.dtype == v.dtype
