@@ -14,7 +14,7 @@ from . import compose, passes
 from .graph import Graph, Node, difference
 from .numbers import Number
 from .record import Recorder
-from .sources import Argument
+from .sources import Argument, Live, LiveArray
 
 
 class Place:
@@ -58,6 +58,7 @@ class Recording:
     count: int
     with_history: list[int]
     grads: list
+    pinned: dict[int, Tensor]
     derivative: compose.Derivative | None
     forward: set[Node]
 
@@ -65,6 +66,12 @@ class Recording:
         self.hosts, self.failure, self.escaped = recorder.hosts, recorder.failure, escaped
         # leaves that had no gradient when the call began and none when it was added to
         self.entered_without: set[int] = set()
+
+    def keep_pinned(self, before: Recording) -> None:
+        """Leave as ``pinned`` the arguments that require a gradient and were the same tensors
+        before: the program may reach them otherwise, too."""
+        pinned = {k: t for k, t in self.pinned.items() if before.pinned.get(k) is t}
+        self.pinned = {k: t for k, t in pinned.items() if t.is_leaf}
 
     def differs(self, other: Recording) -> str | None:
         """What another recording did otherwise; None if it is the same."""
@@ -102,6 +109,7 @@ def record(
     if before is not None:
         grads = [t for t, _ in before.grads if isinstance(t, Tensor)]
         without = {id(t) for t in grads if t.grad is None}
+    unwritten = [] if before is None else _unwritten(before.graph)
     recorder = Recorder()
     for place, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) or backend_arrays.is_array(leaf):
@@ -112,15 +120,42 @@ def record(
         result = function(*args, **kwargs)
         recording = _finish(recorder, result, leaves)
         recording.function = function
+        recording.pinned = {
+            k: t for k, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad
+        }
     finally:
         modes.leave(special=True)
         modes.local.recording = outer
     recording.entered_without = {
         id(t) for t, was_none in recorder.leaves.values() if was_none and id(t) in without
     }
+    if recording.failure is None and any(_bytes(a) != content for a, content in unwritten):
+        what = "the memory of a tensor is written by something else than gpugrad's operations"
+        recording.failure = (what, _line_of(function))
     if any(p.__class__ is Place and p.number for p in recording.places):
         result = tree_map(lambda x: x.value if x.__class__ is Number else x, result)
     return result, recording
+
+
+def _unwritten(graph: Graph) -> list[tuple[Any, bytes]]:
+    """The arrays outside that a recorded program reads and does not write, and their content: the
+    next call must leave them as they are, or it writes them past the engine."""
+    written = {target for target, _ in graph.stores}
+    arrays = [
+        source.read()
+        for v, source in zip(graph.inputs, graph.sources, strict=True)
+        if isinstance(source, (Live, LiveArray)) and v not in written
+    ]
+    return [(a, _bytes(a)) for a in arrays if a is not None]
+
+
+def _bytes(array) -> bytes:
+    return backend_arrays.to_numpy(array).tobytes()
+
+
+def _line_of(function: Callable) -> tuple[str, int]:
+    code = getattr(function, "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code else (type(function).__name__, 0)
 
 
 def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:

@@ -417,3 +417,18 @@ def test_borrowed_results_are_memory_of_the_program():
     kept = a.clone()
     compiled(gg.zeros(1000))
     assert kept[0].item() == 14.0
+
+
+def test_memory_written_by_numpy_is_noticed():
+    array = np.ones(3, "float32")
+    weight = gg.from_numpy(array)
+
+    @gg.compile
+    def step(x):
+        loss = (weight * x).sum()
+        array[...] -= 0.25
+        return loss
+
+    with pytest.warns(UserWarning, match="written by something else"):
+        found = [step(gg.ones(3)).item() for _ in range(5)]
+    assert found == [3.0, 2.25, 1.5, 0.75, 0.0]
