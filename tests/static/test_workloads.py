@@ -78,7 +78,8 @@ def _updated(body: list[ast.stmt]) -> set[str]:
     updated = {
         n.target.id for n in nodes if isinstance(n, ast.AugAssign) and hasattr(n.target, "id")
     }
-    return updated - {n.target.id for n in nodes if isinstance(n, ast.For)}
+    loops = [_names(n.target) for n in nodes if isinstance(n, ast.For)]
+    return updated.difference(*loops)
 
 
 def _assigned(body: list[ast.stmt]) -> set[str]:
