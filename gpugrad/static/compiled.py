@@ -18,7 +18,7 @@ from ..config import modes, settings
 from ..errors import at
 from ..tensor import Tensor
 from ..tree import flatten
-from . import checking, fast
+from . import checking, dynamic, fast
 from .graph import Graph
 from .recording import Recording, record
 from .replay import MISS, ReplayedProgram
@@ -28,6 +28,8 @@ from .surroundings import Identity, Surroundings
 _ATTEMPTS = 6
 # Variants that are kept; more shapes than these run eagerly.
 _VARIANTS = 64
+# Where the arguments begin in a key.
+_LEAVES = 2
 # Ways through one variant's branches.
 _PROGRAMS = 64
 
@@ -36,13 +38,14 @@ class Compiled:
     """A compiled function; see ``compile``."""
 
     def __init__(
-        self, function: Callable, check: int, outputs: str, dynamic: bool, fullgraph: bool
+        self, function: Callable, check: int, outputs: str, any_size: bool, fullgraph: bool
     ):
         self.__wrapped__ = function
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.__doc__ = function.__doc__
         self._function, self._checks = function, check
-        self._borrow, self._dynamic, self._fullgraph = outputs == "borrow", dynamic, fullgraph
+        self._borrow, self._fullgraph = outputs == "borrow", fullgraph
+        self.families = dynamic.Families() if any_size else None
         self.surroundings = Surroundings(function)
         self._variants: dict[Any, Variant] = {}
         self.lock = threading.RLock()
@@ -64,8 +67,8 @@ class Compiled:
             self.calls += 1
             variant = self._variants.get(key)
             if variant is None:
-                variant = self._new_variant(key)
-            if variant.rejected is None:
+                variant = self._new_variant(key, leaves)
+            if variant.rejected is None or variant.programs:
                 return self._run(variant, args, kwargs, leaves, rebuild)
         return self._function(*args, **kwargs)
 
@@ -92,19 +95,24 @@ class Compiled:
                 if k:  # the way that was gone last is tried first
                     variant.programs.insert(0, variant.programs.pop(k))
                 return result
+        if variant.rejected is not None:
+            return self._function(*args, **kwargs)
         return self._record(variant, args, kwargs, leaves, rebuild)
 
     def _shorten(self, program: ReplayedProgram, args, kwargs) -> None:
-        """Make a short way for calls like one that was just replayed."""
-        self._fast = None
-        if program.has_short_way and not kwargs and not self._checks:
-            self._fast = fast.make(self, program, args)
-            program.has_short_way = self._fast is not None
+        """Find or make a short way for calls like one that was just replayed."""
+        missed, self._fast = self._fast, None
+        if not program.has_short_way or kwargs or self._checks:
+            return
+        if program.short is None or program.short is missed:  # what it checks has changed
+            program.short = fast.make(self, program, args)
+            program.has_short_way = program.short is not None
+        self._fast = program.short
 
     # ---- variants
 
     def _key(self, leaves: Sequence, args, kwargs) -> Any:
-        key: list = [not modes.unusual or modes.local.grad, settings.default_dtype]
+        key: list = [not modes.unusual or modes.local.grad, settings.default_dtype]  # _LEAVES
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 a = leaf.array
@@ -114,16 +122,21 @@ class Compiled:
                 key.append((leaf.shape, leaf.dtype, leaf.__class__))
             else:
                 key.append((leaf.__class__, _hashable(leaf)))
+        if len(leaves) > 1:
+            key.append(_repetitions(leaves))
         if leaves:
             key.append(_structure(args))
             key.append(_structure(kwargs))
         key.extend(self.surroundings.values())
         return tuple(key)
 
-    def _new_variant(self, key) -> Variant:
-        variant = Variant()
-        if len(self._variants) >= _VARIANTS:
-            variant.rejected = f"it has {_VARIANTS} variants already, for other arguments"
+    def _new_variant(self, key, leaves: Sequence) -> Variant:
+        most, member = _VARIANTS, None
+        if self.families is not None:
+            most, member = dynamic.SIZES, self.families.member(key, _LEAVES, leaves)
+        variant = Variant(member)
+        if len(self._variants) >= most:
+            variant.rejected = f"it has {most} variants already, for other arguments"
             self._reject(variant.rejected)
         else:
             self._variants[key] = variant
@@ -131,7 +144,7 @@ class Compiled:
 
     def _record(self, variant: Variant, args, kwargs, leaves: Sequence, rebuild: Callable):
         self.surroundings.refresh()
-        result, recording = record(self._function, args, kwargs, leaves, variant.previous)
+        result, recording = record(self._function, args, kwargs, leaves, variant.before)
 
         def function(leaves: Sequence):
             given, named = rebuild(leaves)
@@ -213,34 +226,55 @@ class Variant:
     """Calls with arguments of the same shapes, dtypes and structure: one program for each way
     through the function's branches."""
 
-    def __init__(self):
+    def __init__(self, member: dynamic.Member | None = None):
+        self.member = member  # of a family of sizes
         self.programs: list[ReplayedProgram] = []
+        self.expected: list[ReplayedProgram] = []  # of them, by what is known of other sizes
         self.previous: Recording | None = None
         # the last recording of each way, by the outcomes of its branches, and how many there were
         self.ways: dict[tuple[bool, ...], tuple[Recording, int]] = {}
         self.rejected: str | None = None
 
+    @property
+    def before(self) -> Recording | None:
+        """The recording before the next one; of another size, if this size has none."""
+        return self.previous or (None if self.member is None else self.member.family.recording)
+
     def take(self, recording: Recording, function: Callable, borrow: bool) -> None:
-        """Compile a recording if it is the same as the one before."""
-        self.previous = recording
+        """Compile a recording if it is the same as the one before, or the one that is expected of
+        its size."""
         way = tuple(outcome for _, outcome in recording.graph.guards)
         before, attempts = self.ways.get(way, (None, 0))
+        earlier, self.previous = before or self.before, recording
         self.ways[way] = (recording, attempts + 1)
         if recording.failure is not None:
             reason, line = recording.failure
             self.rejected = f"{reason}{at(line)}"
             return
         what = before.differs(recording) if before is not None else "there was one call only"
-        if what is None:
+        known = self.member is not None and self.member.family.expects(recording, self.member.dims)
+        if what is None or known:
             what = recording.escaped
         if what is None:
+            assert earlier is not None
+            recording.keep_pinned(earlier)
             self.programs.insert(0, ReplayedProgram(recording, function, borrow))
+            if known:
+                self.expected.append(self.programs[0])
+            elif self.member is not None:
+                self.member.family.learn(recording, self.member.dims)
             self.previous = None
             del self.ways[way]
             if len(self.programs) > _PROGRAMS:
                 self.programs.pop()
         elif attempts + 1 >= _ATTEMPTS:
             self.rejected = f"its calls differ: {what}" if what != recording.escaped else what
+
+
+def _repetitions(leaves: Sequence) -> tuple | None:
+    """Which arguments are the same array; None if all are different."""
+    arrays = [id(getattr(leaf, "array", leaf)) for leaf in leaves if hasattr(leaf, "shape")]
+    return None if len(set(arrays)) == len(arrays) else tuple(map(arrays.index, arrays))
 
 
 def _hashable(leaf):
@@ -282,6 +316,11 @@ def compile(
     What a graph cannot do again (printing a tensor, NumPy on ``tensor.array``, an object that
     changes from call to call) makes the function run eagerly, with one warning that says what and
     where; with ``fullgraph`` it raises RuntimeError. ``explain()`` tells what was made of it.
+
+    With ``dynamic=True`` calls that differ in the first dimension of array arguments alone (the
+    size of a batch) belong together. After two sizes were recorded as usual, every other size above
+    1 is recorded from one call instead of two, if all that it computes follows from the size as it
+    did before; Python that looks at the size is so never missed. More sizes are kept.
 
     ``check=N`` compares the first N replays with eager mode and raises RuntimeError naming the
     first operation that differs. ``outputs="borrow"`` returns tensors over the program's own memory

@@ -14,6 +14,8 @@ def explain(compiled) -> str:
     ]
     for number, variant in enumerate(compiled._variants.values(), 1):
         lines += _variant(number, variant)
+    for family in compiled.families or ():
+        lines += family.report()
     return "\n".join(lines)
 
 
@@ -24,6 +26,9 @@ def _variant(number: int, variant) -> list[str]:
         return [f"variant {number}: recorded, not yet twice the same"]
     lines = []
     for program in variant.programs:
+        if program in variant.expected:
+            lines.append(f"variant {number}: {program.calls} calls, like another size")
+            continue
         lines.append(f"variant {number}: {program.calls} calls")
         lines += [f"  {line}" for line in _program(program)]
     return lines

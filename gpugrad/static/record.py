@@ -51,11 +51,12 @@ _SCALARS = (bool, int, float, complex)
 class _Memory:
     """What an array and its views share: who owns it, how often it was written, its value."""
 
-    __slots__ = ("bounds", "input", "owner", "value", "version")
+    __slots__ = ("bounds", "input", "owner", "shared", "value", "version")
 
     def __init__(self, owner, value: Value, input: Value | None = None):
         self.owner, self.value, self.input = owner, value, input
         self.version = 0
+        self.shared = False  # with another argument
         self.bounds = _bounds(owner)
 
 
@@ -108,7 +109,10 @@ class Recorder:
         """Let an array be an input of the program."""
         array = getattr(tensor_or_array, "array", tensor_or_array)
         if id(array) not in self._known:
-            self._input(array, source)
+            overlapping = self._overlapping(array)
+            entry = self._input(array, source)
+            for memory in overlapping:
+                memory.shared = entry.memory.shared = True
         self._arguments.setdefault(id(tensor_or_array), source)
         self._kept.append(tensor_or_array)
 
@@ -168,13 +172,15 @@ class Recorder:
 
     def _refuse_overlap(self, array) -> None:
         """An unknown array over memory that is known: a view that nobody reported."""
+        if self._overlapping(array):
+            self.fail(
+                f"an array of shape {tuple(array.shape)} shares memory with a tensor of the "
+                f"program, but was not made by an operation of gpugrad"
+            )
+
+    def _overlapping(self, array) -> list[_Memory]:
         low, high = _bounds(array)
-        for memory in self._memories:
-            if low < memory.bounds[1] and memory.bounds[0] < high:
-                self.fail(
-                    f"an array of shape {tuple(array.shape)} shares memory with a tensor of the "
-                    f"program, but was not made by an operation of gpugrad"
-                )
+        return [m for m in self._memories if low < m.bounds[1] and m.bounds[0] < high]
 
     def _add(self, array, value: Value, parent=None, step=None) -> _Entry:
         memory = _Memory(array, value) if parent is None else parent.memory
@@ -357,6 +363,8 @@ class Recorder:
         if entry is None or entry.array is not array:
             entry = self._outside(array, tensor)
         memory = entry.memory
+        if memory.shared:
+            self.fail("an argument is written that shares memory with another")
         if entry.parent is None:
             after = value
         else:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..autograd import engine
+from ..backend import arrays as backend_arrays
 from ..compiler import Changed
 from ..tensor import Tensor, bump_versions, wrap
 from ..tree import flatten
@@ -53,9 +55,14 @@ class ReplayedProgram:
             (s.tensor, s.tensor.requires_grad) for s in self.graph.sources if s.__class__ is Live
         ]
         self._stores = [self.graph.inputs.index(target) for target, _ in self.graph.stores]
+        written = [self.graph.sources[k] for k in self._stores]
+        arrays = [source for source in self.graph.sources if source.__class__ is not HostResult]
+        # whether an argument is written that might share memory with another input
+        self.overlaps_matter = len(arrays) > 1 and any(s.__class__ is Argument for s in written)
         self.compile_seconds = time.perf_counter() - start
         self.calls = 0
         self.has_short_way = True
+        self.short: Callable[[Sequence], Any] | None = None
         code = getattr(recording.function, "__code__", None)
         self.name = getattr(recording.function, "__name__", type(recording.function).__name__)
         # what errors about stale values name as the line that wrote them
@@ -129,6 +136,9 @@ class ReplayedProgram:
 
     def __call__(self, leaves: Sequence):
         recording = self.recording
+        for place, tensor in recording.pinned.items():
+            if leaves[place] is not tensor:
+                return MISS
         for tensor, _ in recording.grads:
             if id(tensor) in recording.entered_without and tensor.grad is not None:
                 return MISS
@@ -137,6 +147,9 @@ class ReplayedProgram:
                 return MISS
         inputs = self._inputs(leaves)
         if inputs is None:
+            return MISS
+        if self.overlaps_matter and self._overlap(inputs):
+            self.undo()
             return MISS
         if self._lent:
             self.take_back()
@@ -154,6 +167,17 @@ class ReplayedProgram:
         if self._stores:
             self._bump(leaves)
         return self._returned(inputs, results, leaves)
+
+    def _overlap(self, inputs: Sequence) -> bool:
+        """Whether an argument that is written shares memory with another input."""
+        arrays = [(k, a) for k, a in enumerate(inputs) if hasattr(a, "shape")]
+        return any(
+            backend_arrays.array_module(a).may_share_memory(a, b)
+            for k, a in arrays
+            if k in self._stores
+            for j, b in arrays
+            if j != k
+        )
 
     def peek(self, leaves: Sequence) -> list | None:
         """The inputs as a call would read them, without anything counted."""
