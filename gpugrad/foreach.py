@@ -43,6 +43,7 @@ class Update:
             else expr.as_expr(o)
             for o, w in zip(outputs, self.written, strict=True)
         ]
+        self.whole = tuple(self.outputs)  # as expressions of tensors and scalars alone
         self._scalar_names = set(self.scalars)
         self._find_numbers()
         self.program = Program(self.outputs, [*self.tensors, *self.numbers], ())
@@ -85,7 +86,7 @@ class Update:
             wanted = [made[n] if n in made else expr.variable(n) for n in self.numbers]
             self._computed = Program(wanted, self.scalars, ())
         self._compute: Callable | None = None
-        self._formula = cuda_updates.Formula(
+        self.formula = cuda_updates.Formula(
             self.__name__, self.tensors, self.scalars, self.outputs, made, self.numbers
         )
 
@@ -104,6 +105,11 @@ class Update:
             results = results if len(self.numbers) > 1 else [results]
             return [float(r) for r in results]
         return results if len(self.numbers) > 1 else [results]
+
+    def host_numbers(self, scalars: dict) -> list[float]:
+        """The scalars that do not lie on a CUDA device, in order."""
+        given = [scalars[name] for name in self.scalars if name in scalars]
+        return [_number(v) for v in given if not on_device(v)]
 
     def __call__(self, *lists, unless: Tensor | None = None, **scalars) -> None:
         if len(lists) != len(self.tensors):
@@ -144,7 +150,7 @@ class Update:
         if on_cuda:
             chosen = {name: _chosen(value, on_cuda) for name, value in scalars.items()}
             left = cuda_updates.run(
-                self._formula,
+                self.formula,
                 list(zip(*[groups[k] for k in on_cuda])),
                 chosen,
                 lambda: self.values(scalars),
@@ -188,18 +194,28 @@ class Update:
         else:
             backend.launch(block, (*arrays, *values), outputs, scratch)
 
-    def _update_any(self, arrays, values, outputs, unless=None) -> None:
-        """Any layout, dtype and device; half precision computes in float32 (an eps of 1e-8 would
-        vanish in it)."""
-        xp = array_module(arrays[0])
+    def _update_any(self, arrays, values, outputs) -> None:
+        """Any layout, dtype and device."""
+        for a, r in zip(outputs, self._results(arrays, values), strict=True):
+            a[...] = r
+
+    def _results(self, arrays, values) -> list:
+        """The new values; half precision computes in float32 (an eps of 1e-8 would vanish in
+        it)."""
         wide = [a.astype(float32) if a.dtype.itemsize < 4 else a for a in arrays]
-        results = self.program.direct(functions_for(xp), reuse=False)(*wide, *values)
-        results = results if len(self.outputs) > 1 else [results]
-        for a, r in zip(outputs, results, strict=True):
-            a[...] = r if unless is None else xp.where(unless != 0, a, r)
+        functions = functions_for(array_module(arrays[0]))
+        results = self.program.direct(functions, reuse=False)(*wide, *values)
+        return results if len(self.outputs) > 1 else [results]
 
     def _update_on_device(self, arrays, scalars: dict, unless: Tensor | None) -> None:
         """Update CUDA arrays by CuPy's functions; scalars may be arrays there, and stay there."""
+        flag = None if unless is None else unless.array
+        for a, r in zip(arrays, self.results(arrays, scalars, flag), strict=False):
+            a[...] = r
+
+    def results(self, arrays, scalars: dict, unless) -> list:
+        """What the update makes of arrays, which stay as they are. Scalars are numbers or arrays;
+        with an array ``unless`` that is not zero the results are the first arrays."""
         xp = array_module(arrays[0])
         if any(hasattr(v, "dtype") for v in scalars.values()):
             wide = float64 if any(a.dtype == float64 for a in arrays) else float32
@@ -213,8 +229,12 @@ class Update:
             values = [v.astype(wide) for v in values]
         else:
             values = self.values(scalars)
-        flag = None if unless is None else unless.array
-        self._update_any(arrays, values, arrays[: len(self.outputs)], flag)
+        results = self._results(arrays, values)
+        if unless is not None:
+            results = [xp.where(unless != 0, a, r) for a, r in zip(arrays, results, strict=False)]
+        return [
+            xp.asarray(r).astype(a.dtype, copy=False) for a, r in zip(arrays, results, strict=False)
+        ]
 
 
 def _parameters(function: Any) -> tuple[list[str], list[str]]:
@@ -225,6 +245,13 @@ def _parameters(function: Any) -> tuple[list[str], list[str]]:
     names = code.co_varnames
     tensors = names[: code.co_argcount]
     return list(tensors), list(names[code.co_argcount :][: code.co_kwonlyargcount])
+
+
+def on_device(value) -> bool:
+    """Whether a scalar of an update lies on a CUDA device: a tensor, or one for each tensor."""
+    if isinstance(value, list):
+        return True
+    return isinstance(value, Tensor) and value.array.__class__ is not _ndarray
 
 
 def _chosen(value, positions: list[int]):

@@ -198,15 +198,19 @@ class GradScaler:
         else:
             found = [f for s in self._per_optimizer.values() for f in s["found_inf"].values()]
             assert found, "No inf checks were recorded prior to update."
-            _update_scale()(
-                [scale],
-                [tracker],
-                [_total(found, scale.device)],
-                growth=float(self._growth_factor),
-                backoff=float(self._backoff_factor),
-                interval=float(self._growth_interval),
-            )
+            total, update = _total(found, scale.device), _update_scale()
+            with compiler.asked_before_replay(
+                "GradScaler", self, lambda: update.values(self._factors()), lambda: None
+            ):
+                update([scale], [tracker], [total], **self._factors())
         self._per_optimizer.clear()
+
+    def _factors(self) -> dict[str, float]:
+        return {
+            "growth": float(self._growth_factor),
+            "backoff": float(self._backoff_factor),
+            "interval": float(self._growth_interval),
+        }
 
     # -- asking and setting ------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import gpugrad as gg
+from gpugrad.foreach import on_device
 
 
 class Optimizer:
@@ -124,7 +125,8 @@ class Optimizer:
         assert self._recorded is not None and self._answers is not None
         while self._recorded and self._recorded[0].group is group:
             run = self._recorded.pop(0)
-            if run.update not in (update, update.storing()):
+            device = {n: v for n, v in numbers.items() if on_device(v)}
+            if run.update not in (update, update.storing()) or not _same(device, run.device):
                 raise gg.compiler.Changed(f"{type(self).__name__} has other options now")
             if run.all_state is not self.state or any(s.get(n) is not t for s, n, t in run.kept):
                 raise gg.compiler.Changed(f"{type(self).__name__} has other state tensors now")
@@ -133,7 +135,8 @@ class Optimizer:
                 if len(steps) > 1:
                     raise gg.compiler.Changed("parameters have made different numbers of steps")
                 numbers["step"] = steps.pop()
-            self._answers.extend(run.update.values(numbers))
+            ask = run.update.host_numbers if run.by_device else run.update.values
+            self._answers.extend(ask(numbers))
 
     def _count_back(self, p: gg.Tensor) -> None:
         """Take back one count of ``_count``."""
@@ -166,12 +169,22 @@ class Optimizer:
             if batch.stored:
                 made, lists = update.storing(), [batch.stored, *lists]
             if self._recording is not None:
-                params = batch.stored or lists[0]
-                counts = reads_step or "step" in self.state.get(params[0], ())
-                kept = [(self.state[p], n) for p in params for n in initial if p in self.state]
-                kept = [(s, n, s[n]) for s, n in kept]
-                self._recording.append(_Run(made, group, params, counts, self.state, kept))
+                self._recording.append(self._run_of(made, group, initial, batch, numbers))
             made(*lists, unless=self.found_inf, **numbers)
+
+    def _run_of(self, update: Any, group, initial, batch: _Batch, numbers: dict) -> _Run:
+        """What is noted of an update of a batch."""
+        params = batch.stored or batch.lists[0]
+        counted = batch.step.__class__ is list
+        counts = not counted and (
+            "step" in update.scalars or "step" in self.state.get(params[0], ())
+        )
+        names = [*initial, *["step"] * counted, *["master"] * bool(batch.stored)]
+        states = [self.state[p] for p in params if p in self.state]
+        kept = [(s, n, s[n]) for s in states for n in names]
+        device = {n: v for n, v in numbers.items() if n != "step" and on_device(v)}
+        by_device = self.found_inf is not None or any(map(on_device, numbers.values()))
+        return _Run(update, group, params, counts, self.state, kept, device, by_device)
 
     _only_first_step_differs = False
 
@@ -281,7 +294,7 @@ class Optimizer:
         if step is None:
             step = state["step"] = gg.zeros((), dtype=gg.float32, device=p.device)
         elif on_device and p.is_cuda and not step.is_cuda:
-            step = state["step"] = gg.full((), step.item(), dtype=gg.float32, device=p.device)
+            step = state["step"] = gg.full((), step.array.item(), dtype=gg.float32, device=p.device)
         if not step.is_cuda:
             return self._count(p, state, group)
         self._counts_on_device = True
@@ -467,7 +480,8 @@ def _loaded(p: gg.Tensor, name: str, value: Any, wide: bool) -> Any:
 
 class _Run(NamedTuple):
     """An update that was recorded: of which parameters, whether their steps are counted, and their
-    state, by dictionary and name."""
+    state, by dictionary and name; the options that are tensors on a device, and whether the device
+    computes its numbers."""
 
     update: Any
     group: dict[str, Any]
@@ -475,6 +489,13 @@ class _Run(NamedTuple):
     counts: bool
     all_state: dict[gg.Tensor, dict[str, Any]]
     kept: list[tuple[dict[str, Any], str, gg.Tensor]]
+    device: dict[str, gg.Tensor]
+    by_device: bool
+
+
+def _same(a: dict[str, gg.Tensor], b: dict[str, gg.Tensor]) -> bool:
+    """Whether two dictionaries hold the same tensors."""
+    return a.keys() == b.keys() and all(v is b[name] for name, v in a.items())
 
 
 class _Batch:

@@ -14,6 +14,7 @@ from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
 from ..codegen.rows import RowProgram
 from ..dtypes import float32
+from ..foreach import Update
 from ..ops.core import REGISTRY, Elementwise, Meta, Op, run_program
 from . import text
 
@@ -179,6 +180,40 @@ class ProductCall(Call):
     @property
     def text(self) -> str:
         return f"{self.product.text} then {ProgramCall(self.program).text}"
+
+
+class DeviceUpdateCall(Call):
+    """An update (``foreach.py``) that the device decides about: scalars may be arrays of its memory
+    (counts of steps, learning rates), from which it computes the numbers of the loop in float64,
+    and it may be forbidden.
+
+    The arguments are tensors, scalars and, with ``unless``, an array of one element: if that is not
+    zero, the results are the first arguments as they are.
+    """
+
+    __slots__ = ("unless", "update")
+    kind = "update"
+
+    def __init__(self, update: Update, unless: bool):
+        self.update, self.unless = update, unless
+
+    def evaluate(self, args):
+        update, count = self.update, len(self.update.tensors)
+        flag = args[-1] if self.unless else None
+        scalars = dict(zip(update.scalars, args[count:], strict=False))
+        return update.results(args[:count], scalars, flag)
+
+    def key(self):
+        update = self.update
+        names = (tuple(update.tensors), tuple(update.scalars))
+        return ("update on the device", tuple(map(id, update.whole)), names, self.unless)
+
+    @property
+    def text(self) -> str:
+        update = self.update
+        inputs = [*update.tensors, *[f"{name}: scalar" for name in update.scalars]]
+        inputs += ["unless: flag"] * self.unless
+        return f"update {text.program(inputs, [('', e) for e in update.whole])}"
 
 
 class RowsCall(Call):

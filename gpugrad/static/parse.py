@@ -16,10 +16,12 @@ from .. import dtypes
 from ..backend.numpy import xp as np
 from ..codegen.expr import PRIMITIVES, Expr, const, literally, variable
 from ..codegen.rows import RowProgram
+from ..foreach import Update
 from ..ops.core import REGISTRY, Meta
 from .graph import (
     Call,
     CheckCall,
+    DeviceUpdateCall,
     FunctionCall,
     Graph,
     Node,
@@ -244,10 +246,13 @@ class _Reader:
         name = line.next()
         if name in ("program", "update"):
             names, results = self._program(line)
+            if any(kind for _, kind in names):
+                call = _device_update(names, [e for _, e in results])
+                return lambda inputs: call
             kind = ProgramCall if name == "program" else UpdateCall
             return lambda inputs: kind(_program(names, results, inputs, outputs))
         if name == "rows":
-            kinds, pairs = self._program(line)
+            kinds, pairs = self._program(line, rows=True)
             return lambda inputs: RowsCall(RowProgram(pairs, dict(kinds)))
         if name == "check":
             function = self._function(line, line.next())
@@ -284,7 +289,7 @@ class _Reader:
 
     # ---- expressions
 
-    def _program(self, line: _Line) -> tuple[list, list]:
+    def _program(self, line: _Line, rows: bool = False) -> tuple[list, list]:
         """``{x, y: column -> t0 = exp(x); element t0}``: inputs and outputs as pairs of a name or
         expression and its kind."""
         line.expect("{")
@@ -300,7 +305,6 @@ class _Reader:
             line.expect("=")
             known[name] = self._expression(line, known)
             line.expect(";")
-        rows = any(kind for _, kind in inputs)
 
         def output() -> tuple[str, Expr]:
             kind = line.next() if rows else ""
@@ -363,6 +367,18 @@ class _Reader:
         name = line.next()
         line.expect(":")
         return name, self._literal(line)
+
+
+def _device_update(names: list[tuple[str, str]], outputs: list[Expr]) -> DeviceUpdateCall:
+    """The call of an update whose inputs are tensors, scalars and perhaps a flag."""
+    tensors = [name for name, kind in names if not kind]
+    scalars = [name for name, kind in names if kind == "scalar"]
+
+    def update(*args, **numbers):
+        return tuple(outputs)
+
+    update.parameters = tensors, scalars  # type: ignore[attr-defined]
+    return DeviceUpdateCall(Update(update), names[-1][1] == "flag")
 
 
 def _program(inputs: list, outputs: list, values: list, made: list[Value]):

@@ -27,11 +27,13 @@ from ..codegen.arrays import Program
 from ..codegen.rows import RowProgram
 from ..config import modes
 from ..errors import user_line
+from ..foreach import on_device
 from ..ops.core import REGISTRY, Meta, Op, Rule
 from ..tensor import Tensor
 from .graph import (
     Call,
     CheckCall,
+    DeviceUpdateCall,
     FunctionCall,
     Graph,
     Node,
@@ -384,28 +386,49 @@ class Recorder:
 
     def update(self, update, lists: Sequence, scalars: dict, unless: Tensor | None) -> None:
         """An in-place update (``foreach.py``) of lists of tensors. It has been computed already."""
-        if unless is not None:
-            self.fail(f"{update.__name__} may be skipped by a flag on the device (GradScaler)")
-        elif any(isinstance(v, list) for v in scalars.values()):
-            self.fail(
-                f"{update.__name__} reads a number of its own for each tensor: with "
-                "capturable=True an optimizer counts on the device, which a compiled program "
-                "does not need"
-            )
-        numbers = self._numbers(update, scalars)
-        for group in zip(*lists, strict=True):
+        call: Call = UpdateCall(update.program)
+        if unless is not None or any(map(on_device, scalars.values())):
+            if any(not backend_arrays.is_cuda(t.array) for t in lists[0]):
+                self.fail(f"{update.__name__} of CPU tensors reads numbers on a CUDA device")
+                return
+            call = DeviceUpdateCall(update, unless is not None)
+            numbers = self._scalars(update, scalars)
+        else:
+            numbers = self._numbers(update, scalars)
+        flag = [] if unless is None else [self.value(unless.array, unless)]
+        for place, group in enumerate(zip(*lists, strict=True)):
             inputs = [self.value(t.array, t) for t in group]
             written = group[: len(update.outputs)]
             outputs = [self._value_of(t.array) for t in written]
-            self._node(UpdateCall(update.program), [*inputs, *numbers], outputs)
+            given = [n[place] if n.__class__ is list else n for n in numbers]
+            self._node(call, [*inputs, *given, *flag], outputs)
             for t, value in zip(written, outputs, strict=True):
                 self.write_value(t.array, value, t)
 
+    def _scalars(self, update, scalars: dict) -> list:
+        """The scalars of an update on a device: those there as they are, the others as
+        ``_numbers``; lists where there is one for each tensor."""
+        host = update.host_numbers(scalars)
+        asked = iter(host if self._asking is None else self._asking.numbers(len(host)))
+        found: list = []
+        for v in map(scalars.get, update.scalars):
+            if not on_device(v):
+                if self._asking is None and isinstance(v, Tensor):
+                    self.fail(f"{update.__name__} computes with the value of a tensor on the host")
+                found.append(next(asked))
+            elif isinstance(v, list):
+                found.append([self.value(t.array, t) for t in v])
+            else:
+                found.append(self.value(v.array, v))
+        return found
+
     def _numbers(self, update, scalars: dict) -> list:
         """The numbers an update reads: those of an ``ask`` as inputs, tensors as they are."""
-        if self._asking is not None:
-            return self._asking.numbers(len(update.numbers))
         tensors = {n: v for n, v in scalars.items() if isinstance(v, Tensor)}
+        if self._asking is not None:
+            if any(map(self._is_computed, tensors.values())):
+                self.fail(f"{update.__name__} reads a tensor on the host that the program computes")
+            return self._asking.numbers(len(update.numbers))
         if not tensors:
             return update.values(scalars)
         if not tensors.keys() <= set(update.numbers) or len(update.numbers) != len(scalars):
@@ -413,6 +436,11 @@ class Recorder:
             return [0.0] * len(update.numbers)
         given = [scalars[n] for n in update.numbers]
         return [self.value(v.array, v) if isinstance(v, Tensor) else float(v) for v in given]
+
+    def _is_computed(self, tensor: Tensor) -> bool:
+        """Whether the program makes or changes the values of a tensor."""
+        entry = self._known.get(id(tensor.array))
+        return entry is not None and (entry.memory.input is None or entry.memory.version > 0)
 
     @contextmanager
     def ask(

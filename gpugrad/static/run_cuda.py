@@ -37,7 +37,7 @@ from ..cuda.streams import stream as using_stream
 from ..random import GraphDraws
 from . import run_python
 from .draws import generators
-from .graph import Graph, Node, UpdateCall, Value
+from .graph import DeviceUpdateCall, Graph, Node, UpdateCall, Value
 from .sources import Live, LiveArray
 
 # A live tensor whose memory was another one so often gets a buffer: captures take milliseconds.
@@ -229,23 +229,23 @@ class Updates(NamedTuple):
     """How the updates of a step become one kernel over lists of tensors (``cuda_updates``).
 
     Numbers are places among the inputs: of the ``tensors``, which have the shape of the results, of
-    the ``scalars``, and of the ``partners``: for each result the tensor that it is stored to in the
-    end, or None.
+    the ``scalars``, of the ``partners``: for each result the tensor that it is stored to in the
+    end, or None; of the tensors that are only ``read``; and of the array that forbids the update,
+    if there is one.
     """
 
     tensors: tuple[int, ...]
     scalars: tuple[int, ...]
     partners: tuple[int | None, ...]
-
-    @property
-    def read(self) -> tuple[int, ...]:
-        """The tensors that are read only."""
-        return tuple(k for k in self.tensors if k not in self.partners)
+    read: tuple[int, ...]
+    flag: int | None = None
 
 
 def updates_of(node: Node, stored: dict[Value, Value]) -> Updates | None:
     """How a node becomes one kernel with others; None if it is no update, or one with inputs of
     other shapes. ``stored`` says where values are stored to."""
+    if node.call.__class__ is DeviceUpdateCall:
+        return _of_the_device(node, stored)
     if node.call.__class__ is not UpdateCall or not node.outputs:
         return None
     shape = node.outputs[0].shape
@@ -260,7 +260,19 @@ def updates_of(node: Node, stored: dict[Value, Value]) -> Updates | None:
     if any(v.shape != shape for v in node.outputs):
         return None
     partners = [_place_of(stored.get(v), node.inputs) for v in node.outputs]
-    return Updates(tuple(tensors), tuple(scalars), tuple(partners))
+    read = tuple(k for k in tensors if k not in partners)
+    return Updates(tuple(tensors), tuple(scalars), tuple(partners), read)
+
+
+def _of_the_device(node: Node, stored: dict[Value, Value]) -> Updates:
+    """The places among the inputs of a ``DeviceUpdateCall``. Its kernel overwrites the first
+    tensors; where a result is not stored to that tensor, the kernel gets a copy."""
+    update = node.call.update
+    first, last = len(update.tensors), len(update.tensors) + len(update.scalars)
+    partners = [k if stored.get(v) is node.inputs[k] else None for k, v in enumerate(node.outputs)]
+    read = tuple(range(len(partners), first))
+    flag = last if node.call.unless else None
+    return Updates(tuple(range(first)), tuple(range(first, last)), tuple(partners), read, flag)
 
 
 def _place_of(target: Value | None, inputs: Sequence) -> int | None:
@@ -268,14 +280,28 @@ def _place_of(target: Value | None, inputs: Sequence) -> int | None:
     return next((k for k, i in enumerate(inputs) if i is target), None) if target else None
 
 
+def formula_of(call, updates: Updates) -> cuda_updates.Formula:
+    """The kernel of an update."""
+    if call.__class__ is DeviceUpdateCall:
+        return call.update.formula
+    return _formula_of(tuple(call.program.outputs), tuple(call.program.inputs), updates)
+
+
 @cache
-def formula_of(outputs: tuple[Expr, ...], inputs: tuple[str, ...], updates: Updates):
+def _formula_of(outputs: tuple[Expr, ...], inputs: tuple[str, ...], updates: Updates):
     """An update as a kernel of lists of tensors. Results that are stored nowhere have lists of
     their own, which the kernel overwrites without reading them."""
     written = [f"new{k}" if p is None else inputs[p] for k, p in enumerate(updates.partners)]
     tensors = [*written, *[inputs[k] for k in updates.read]]
     scalars = [inputs[k] for k in updates.scalars]
     return cuda_updates.Formula("update", tensors, scalars, outputs, {}, scalars)
+
+
+def _loop_numbers(call, scalars: dict) -> list[float]:
+    """What the loop of a kernel needs where all scalars are Python numbers."""
+    if call.__class__ is DeviceUpdateCall:
+        return call.update.values(scalars)
+    return list(map(float, scalars.values()))
 
 
 class Step:
@@ -289,15 +315,20 @@ class Step:
         first = self.nodes[0]
         if updates is None or updates != self.updates or first.call.key() != node.call.key():
             return False
-        if any(_named(first.inputs[k]) != _named(node.inputs[k]) for k in updates.scalars):
+        if updates.flag is not None and first.inputs[-1] is not node.inputs[-1]:
+            return False
+        if not all(_go_together(first.inputs[k], node.inputs[k]) for k in updates.scalars):
             return False
         made = {v for n in self.nodes for v in n.outputs}
         return not any(v in made for v in node.values)
 
 
-def _named(i) -> Any:
-    """Equal for inputs that are the same value or the same number."""
-    return i if i.__class__ is Value else (i.__class__, repr(i))
+def _go_together(a, b) -> bool:
+    """Whether two inputs are the same value or the same number, or of arrays of one dtype, of
+    which a kernel takes one for each tensor."""
+    if a.__class__ is Value and b.__class__ is Value:
+        return a is b or (a.dtype is not None and a.dtype == b.dtype)
+    return a.__class__ is b.__class__ and repr(a) == repr(b)
 
 
 class Segment:
@@ -379,31 +410,43 @@ class Run:
     def _update(self, nodes: list[Node], updates: Updates) -> None:
         """An update of several tensors in one launch, of copies where the old values are needed."""
         first = nodes[0]
-        program = first.call.program  # type: ignore[attr-defined]
-        formula = formula_of(tuple(program.outputs), tuple(program.inputs), updates)
+        formula = formula_of(first.call, updates)
         written = [
             [self._written(node, k, p) for node in nodes] for k, p in enumerate(updates.partners)
         ]
         read = [[self._of(node.inputs[k]) for node in nodes] for k in updates.read]
-        numbers = [self._of(first.inputs[k]) for k in updates.scalars]
-        numbers = [n.array if n.__class__ is Number else n for n in numbers]
+        numbers = [self._scalar([node.inputs[k] for node in nodes]) for k in updates.scalars]
+        scalars = dict(zip(formula.scalars, numbers, strict=True))
+        flag = None if updates.flag is None else self._of(first.inputs[updates.flag])
         left: Sequence[int] = range(len(nodes))
-        if {n.dtype.name for n in numbers if hasattr(n, "dtype")} <= cuda_updates.TYPES_OF_LISTS:
-            scalars = dict(zip(formula.scalars, numbers, strict=True))
-            left = cuda_updates.run(
-                formula, [*written, *read], scalars, lambda: [float(n) for n in numbers], None
-            )
+        arrays = [a for n in numbers for a in (n if n.__class__ is list else (n,))]
+        if {a.dtype.name for a in arrays if hasattr(a, "dtype")} <= cuda_updates.TYPES_OF_LISTS:
+            numbers_of_loop = lambda: _loop_numbers(first.call, scalars)  # noqa: E731
+            left = cuda_updates.run(formula, [*written, *read], scalars, numbers_of_loop, flag)
         for place in left:
             node = nodes[place]
-            results = node.call.evaluate([self._of(i) for i in node.inputs])
+            given = [self._of(i) for i in node.inputs]
+            if node.call.__class__ is DeviceUpdateCall:
+                given = [i.array if i.__class__ is Number else i for i in given]
+            results = node.call.evaluate(given)
             for arrays, r in zip(written, results, strict=True):
                 arrays[place][...] = r
         for arrays, values in zip(written, zip(*[n.outputs for n in nodes]), strict=True):
             for array, v in zip(arrays, values, strict=True):
                 self._set(v, array)
 
+    def _scalar(self, inputs: Sequence):
+        """A scalar of updates as a kernel takes it: a number, an array, or a list of one array for
+        each tensor."""
+        found = [self._of(i) for i in inputs]
+        found = [n.array if n.__class__ is Number else n for n in found]
+        one = inputs[0].__class__ is not Value or all(i is inputs[0] for i in inputs)
+        return found[0] if one else found
+
     def _written(self, node: Node, k: int, partner: int | None):
         """The memory for a result of an update, with the old values if it reads them."""
+        if partner is None and node.call.__class__ is DeviceUpdateCall:
+            return self._of(node.inputs[k]).copy()
         if partner is None:
             v = node.outputs[k]
             return backend.empty(v.shape, v.dtype)

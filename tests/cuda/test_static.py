@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 
 import numpy as np
 import pytest
@@ -485,32 +484,6 @@ def test_what_cannot_be_captured_runs_as_python():
             x = rng.integers(0, 4, 9).astype(np.float32)
             found = step(gg.tensor(x, device="cuda"))
             assert found.item() == x.sum() + np.unique(x).sum()
-
-
-def test_counts_on_the_device_run_eagerly():
-    """``capturable=True`` and the steps that a ``GradScaler`` skips: with a reason, and right."""
-    gg.manual_seed(0)
-    model = MLP(hidden=(8,)).to("cuda")
-    copy = MLP(hidden=(8,)).to("cuda")
-    copy.load_state_dict(model.state_dict())
-    x, y = (gg.tensor(a, device="cuda") for a in images(np.random.default_rng(0)))
-    found = []
-    for m, compiled in ((model, False), (copy, True)):
-        optimizer = gg.optim.Adam(m.parameters(), lr=1e-2, capturable=True)
-
-        def step(m=m, optimizer=optimizer):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(m(x), y)
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        f = gg.compile(step) if compiled else step
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found.append([f().item() for _ in range(6)])
-    assert found[0] == found[1]
-    assert "capturable=True" in f.explain()
 
 
 def test_arrays_of_two_places_run_as_python():
