@@ -93,7 +93,11 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
 
 def _check_surroundings(s: _Source, surroundings) -> None:
     dtype = s.name(settings.default_dtype)
-    s.unless("not modes.unusual", f"writes.count == {module_writes.count}",
+    if not modes.unusual or modes.local.grad:
+        recording = "not modes.unusual or (modes.local.grad and not modes.special)"
+    else:
+        recording = "modes.unusual and not (modes.local.grad or modes.special)"
+    s.unless(f"({recording})", f"writes.count == {module_writes.count}",
              f"settings.default_dtype is {dtype}")  # fmt: skip
     conditions = []
     for cell in surroundings.cells:

@@ -432,3 +432,17 @@ def test_memory_written_by_numpy_is_noticed():
     with pytest.warns(UserWarning, match="written by something else"):
         found = [step(gg.ones(3)).item() for _ in range(5)]
     assert found == [3.0, 2.25, 1.5, 0.75, 0.0]
+
+
+def test_the_tape_follows_no_grad():
+    model = nn.Linear(3, 2)
+    compiled = gg.compile(model)
+    x = gg.ones(4, 3)
+    for _ in range(2):
+        for _ in range(4):
+            assert compiled(x).requires_grad
+        with gg.no_grad():
+            for _ in range(4):
+                assert not compiled(x).requires_grad
+    assert compiled.stats["replays"] == 12
+    assert compiled.stats["variants"] == 2
