@@ -101,7 +101,11 @@ def _check_surroundings(s: _Source, surroundings) -> None:
              f"settings.default_dtype is {dtype}")  # fmt: skip
     conditions = []
     for cell in surroundings.cells:
-        conditions.append(f"{s.name(cell)}.cell_contents is {s.name(cell.cell_contents)}")
+        try:
+            value = cell.cell_contents
+        except ValueError:  # nothing was assigned to the variable: its use is an error
+            continue
+        conditions.append(f"{s.name(cell)}.cell_contents is {s.name(value)}")
     table = s.name(surroundings.globals)
     for name in surroundings.names:
         conditions.append(f"{table}[{name!r}] is {s.name(surroundings.globals[name])}")

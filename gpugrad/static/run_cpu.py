@@ -47,6 +47,7 @@ class NativeProgram:
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
         self.graph = graph = product_epilogues(sum_in_passing(graph))
+        self.bytes = 0
         self.lent = 0  # outputs that a call gives as they are, to be overwritten by the next
         self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
@@ -87,7 +88,9 @@ class NativeProgram:
         self.built = True
 
     def _plan(self) -> None:
-        _Planner(self.graph, self._arrays).run()
+        planner = _Planner(self.graph, self._arrays)
+        planner.run()
+        self.bytes = planner.bytes  # of memory for values in between, reused among them
 
     def _of(self, i):
         return self._arrays[i] if i.__class__ is Value else i
@@ -400,6 +403,7 @@ class _Planner:
             for w in dead:
                 if w in places:
                     arena.give(places.pop(w), _bytes(w))
+        self.bytes = arena.size
         memory = np.empty(arena.size + _ALIGN, np.uint8)
         start = -memory.ctypes.data % _ALIGN
         for v, place in chosen.items():

@@ -446,3 +446,15 @@ def test_the_tape_follows_no_grad():
                 assert not compiled(x).requires_grad
     assert compiled.stats["replays"] == 12
     assert compiled.stats["variants"] == 2
+
+
+def test_a_variable_of_the_closure_without_a_value():
+    @gg.compile
+    def f(x, use):
+        return x + later if use else x * 2
+
+    for _ in range(5):
+        assert f(gg.ones(2), False).tolist() == [2.0, 2.0]
+    later = gg.ones(2)
+    assert f(gg.ones(2), True).tolist() == [2.0, 2.0]
+    assert f(gg.ones(2), False).tolist() == [2.0, 2.0]
