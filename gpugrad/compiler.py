@@ -66,6 +66,12 @@ def repeated_before_replay(
         modes.local.recording.repeat(name, owner, function, undo)
 
 
+def not_replayed(what: str) -> None:
+    """Let a function that does this run eagerly: it decides in Python, by values."""
+    if is_compiling():
+        modes.local.recording.fail(f"{what} decides in Python")
+
+
 def gradient(tensor: Tensor) -> Tensor | None:
     """``tensor.grad``, of which a compiled program knows from now on whose it is: a replay reads
     the gradient that the tensor has then."""
@@ -87,5 +93,6 @@ __all__ = [
     "forget_gradient",
     "gradient",
     "is_compiling",
+    "not_replayed",
     "repeated_before_replay",
 ]

@@ -517,19 +517,25 @@ def _parts_recorded(recorder, node: Node, g) -> Sequence | None:
         shapes = [(d, edge.shape) for d, edge in zip(parts, node.edges, strict=True)]
         return [d if d.shape == shape else sum_to(d, shape=shape) for d, shape in shapes]
     run = getattr(node.run, "here", node.run)
-    bfloat16 = run is run_bfloat16_op and g.__class__ is not _ndarray
-    if not isinstance(node, OpNode) or not (run is run_op or bfloat16):
+    if not isinstance(node, OpNode) or run not in (run_op, run_bfloat16_op):
         return None
-    saved = _saved(node)
-    parts = recorder.cotangents(node.op, g, node.out, saved, node.params, node.plan.needs)
-    if bfloat16:
-        dtypes = [getattr(s, "dtype", None) for s in saved]
-        cast = REGISTRY["cast"]
-        parts = [
-            d if d is None or d.dtype == dtype else recorder.operation(cast, (d,), {"dtype": dtype})
-            for d, dtype in zip(parts, dtypes, strict=True)
+    saved, out, needs = _saved(node), node.out, node.plan.needs
+    if run is run_op:
+        return recorder.cotangents(node.op, g, out, saved, node.params, needs)
+    cast = REGISTRY["cast"]
+    dtypes = [getattr(s, "dtype", None) for s in saved]
+    if g.__class__ is _ndarray:  # see run_bfloat16_op
+        g, out, *saved = [
+            recorder.operation(cast, (v,), {"dtype": np.dtype("float32")})
+            if wide.has_bfloat16([v]) and v.__class__ is not Meta
+            else v
+            for v in (g, out, *saved)
         ]
-    return parts
+    parts = recorder.cotangents(node.op, g, out, saved, node.params, needs)
+    return [
+        d if d is None or d.dtype == dtype else recorder.operation(cast, (d,), {"dtype": dtype})
+        for d, dtype in zip(parts, dtypes, strict=True)
+    ]
 
 
 def _saved(node: Node) -> Sequence:

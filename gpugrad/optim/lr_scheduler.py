@@ -62,17 +62,44 @@ class LRScheduler:
 
     def step(self) -> None:
         """Go to the next epoch (or batch, whatever the schedule counts)."""
+        self._check_order()
+        if not gg.compiler.is_compiling():
+            self._advance()
+            return
+        before: list = []
+
+        def advance() -> None:
+            before[:] = [self._snapshot()]
+            self._advance()
+
+        def undo() -> None:
+            self._restore(before.pop())
+
+        gg.compiler.repeated_before_replay(type(self).__name__, self, advance, undo)
+
+    def _check_order(self) -> None:
         steps_itself = type(self.optimizer).step is Optimizer.step
         if self._step_count == 1 and steps_itself and not self.optimizer._opt_called:
             warnings.warn(
                 "Detected call of `lr_scheduler.step()` before `optimizer.step()`. Call "
                 "`optimizer.step()` first, else the first value of the schedule is skipped.",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        gg.compiler.repeated_before_replay(type(self).__name__, self, self._advance)
+
+    def _snapshot(self) -> tuple[dict, list[dict]]:
+        """What a step changes, to take it back: the counts, and the options of the groups."""
+        groups = self.optimizer.param_groups
+        return dict(self.__dict__), [{k: v for k, v in g.items() if k != "params"} for g in groups]
+
+    def _restore(self, snapshot: tuple) -> None:
+        counts, options = snapshot
+        self.__dict__.update(counts)
+        for group, saved in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(saved)
 
     def _advance(self) -> None:
+        """The step itself."""
         self._step_count += 1
         self.last_epoch += 1
         self._set(self.get_lr())
@@ -430,14 +457,27 @@ class SequentialLR(LRScheduler):
             else:
                 scheduler.last_epoch -= 1
 
-    def step(self) -> None:
+    def _check_order(self) -> None:
+        """The schedule that steps looks at it."""
+
+    def _snapshot(self) -> tuple:
+        return super()._snapshot(), [s._snapshot() for s in self._schedulers]
+
+    def _restore(self, snapshot: tuple) -> None:
+        own, others = snapshot
+        for scheduler, saved in zip(self._schedulers, others, strict=True):
+            scheduler._restore(saved)
+        super()._restore(own)
+
+    def _advance(self) -> None:
         self.last_epoch += 1
         i = bisect_right(self._milestones, self.last_epoch)
         scheduler = self._schedulers[i]
         if i > 0 and self._milestones[i - 1] == self.last_epoch:
             scheduler._restart()
         else:
-            scheduler.step()
+            scheduler._check_order()
+            scheduler._advance()
         self._last_lr = scheduler.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
@@ -517,6 +557,7 @@ class ReduceLROnPlateau(LRScheduler):
 
     def step(self, metrics: Any) -> None:  # type: ignore[override]  # as in torch
         """Look at the metric of one more epoch (a number or a one-element tensor)."""
+        gg.compiler.not_replayed("ReduceLROnPlateau")
         value = float(metrics)
         self.last_epoch += 1
         if self._is_better(value):

@@ -183,7 +183,7 @@ class Optimizer:
         states = [self.state[p] for p in params if p in self.state]
         kept = [(s, n, s[n]) for s in states for n in names]
         device = {n: v for n, v in numbers.items() if n != "step" and on_device(v)}
-        by_device = self.found_inf is not None or any(map(on_device, numbers.values()))
+        by_device = on_device(self.found_inf) or any(map(on_device, numbers.values()))
         return _Run(update, group, params, counts, self.state, kept, device, by_device)
 
     _only_first_step_differs = False
@@ -408,7 +408,7 @@ class Optimizer:
         groups = [
             {**group, "params": [index[p] for p in group["params"]]} for group in self.param_groups
         ]
-        state = {index.get(p, p): value for p, value in self.state.items()}
+        state = {index.get(p, p): value for p, value in self.state.items() if value}
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
