@@ -215,6 +215,11 @@ class Recorder:
         kept = remembered(outputs) if alive else ()
         return [t for t in alive.values() if id(t) not in kept]
 
+    def has_written(self, array) -> bool:
+        """Whether the program has written memory that an array lies in."""
+        shares = backend_arrays.array_module(array).may_share_memory
+        return any(shares(array, memory.owner) for memory in self._written.values())
+
     # ---- calls
 
     def operation(self, op: Op, args: Sequence, params: dict):
