@@ -129,7 +129,8 @@ def record(
     recording.entered_without = {
         id(t) for t, was_none in recorder.leaves.values() if was_none and id(t) in without
     }
-    if recording.failure is None and any(_bytes(a) != content for a, content in unwritten):
+    changed = [a for a, content in unwritten if _bytes(a) != content]
+    if recording.failure is None and not all(map(recorder.has_written, changed)):
         what = "the memory of a tensor is written by something else than gpugrad's operations"
         recording.failure = (what, _line_of(function))
     if any(p.__class__ is Place and p.number for p in recording.places):
@@ -139,7 +140,8 @@ def record(
 
 def _unwritten(graph: Graph) -> list[tuple[Any, bytes]]:
     """The arrays outside that a recorded program reads and does not write, and their content: the
-    next call must leave them as they are, or it writes them past the engine."""
+    next call must leave them as they are unless it writes them itself, or it writes them past the
+    engine."""
     written = {target for target, _ in graph.stores}
     arrays = [
         source.read()
