@@ -1,4 +1,4 @@
-"""Random programs, compiled, equal eager mode: values, gradients, writes, and everything left behind.
+"""Random programs, compiled, equal eager mode: values, gradients, writes, and what is left behind.
 
 A program is a list of steps over a pool of tensors: arithmetic, products, reductions, views, writes
 into them, indexing, joins, branches by values, random numbers. It ends with a backward pass, and
