@@ -50,6 +50,32 @@ TABLES = {
 }
 
 
+class Defaults:
+    """What ``autocast(device_type)`` uses for a dtype that is not given, and whether it keeps the
+    casts of parameters."""
+
+    __slots__ = ("cache", "dtypes")
+
+    def __init__(self) -> None:
+        self.dtypes: dict[str, Any] = {}
+        self.cache = True
+
+
+defaults = Defaults()
+
+
+def key() -> tuple:
+    """What autocasting does in this thread, and would do in a region: equal where the same function
+    computes the same."""
+    state = modes.local.autocast
+    here = None if state is None else (_names(state.dtypes), state.cache)
+    return here, _names(defaults.dtypes), defaults.cache
+
+
+def _names(dtypes: dict[str, Any]) -> tuple:
+    return tuple(sorted((device, str(dtype)) for device, dtype in dtypes.items()))
+
+
 class Autocasting:
     """What is active in a thread: the lower dtype of each device type that has autocasting, whether
     casts of parameters are kept, and those casts."""
@@ -162,14 +188,15 @@ def policy_of(name: str, *values) -> Policy | None:
 def autocasting(state: Autocasting | None):
     """Put a state in force in this thread, with casts of its own."""
     local = modes.local
-    outer = local.autocast
+    outer, outer_casts = local.autocast, local.autocast_casts
+    casts: dict = {}
     if state is not None:
         modes.enter(special=True)
-        state = Autocasting(state.dtypes, state.cache, {})
-    local.autocast = state
+        state = Autocasting(state.dtypes, state.cache, casts)
+    local.autocast, local.autocast_casts = state, casts
     try:
         yield
     finally:
-        local.autocast = outer
+        local.autocast, local.autocast_casts = outer, outer_casts
         if state is not None:
             modes.leave(special=True)

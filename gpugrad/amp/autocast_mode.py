@@ -8,24 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import dtypes
-from ..autocasting import Autocasting
+from ..autocasting import Autocasting, defaults
 from ..backend.cupy import is_available
+from ..compiler import module_writes
 from ..config import modes
 from ..dtypes import is_floating
 from ..tensor import Tensor
 
 _DEVICES = ("cpu", "cuda")
-
-
-class _Defaults:
-    """What ``autocast(device_type)`` uses for a dtype that is not given."""
-
-    def __init__(self) -> None:
-        self.dtypes: dict[str, Any] = {}
-        self.cache = True
-
-
-_defaults = _Defaults()
 
 
 def is_autocast_available(device_type: str) -> bool:
@@ -59,7 +49,7 @@ def get_autocast_dtype(device_type: str) -> Any:
     state = modes.local.autocast
     if state is not None and device_type in state.dtypes:
         return state.dtypes[device_type]
-    found = _defaults.dtypes.get(device_type)
+    found = defaults.dtypes.get(device_type)
     if found is None:
         found = dtypes.float16 if device_type == "cuda" else dtypes.bfloat16
     return found
@@ -69,7 +59,8 @@ def set_autocast_dtype(device_type: str, dtype: Any) -> None:
     """Set the dtype of contexts that do not say theirs."""
     _check_device(device_type)
     dtype = dtypes.as_dtype(dtype)
-    _defaults.dtypes[device_type] = dtype
+    defaults.dtypes[device_type] = dtype
+    module_writes.count += 1  # compiled functions look again
     state = modes.local.autocast
     if state is not None and device_type in state.dtypes:
         state.dtypes[device_type] = dtype
@@ -85,12 +76,13 @@ def is_autocast_enabled(device_type: str = "cuda") -> bool:
 def is_autocast_cache_enabled() -> bool:
     """Whether casts of parameters are kept within a context."""
     state = modes.local.autocast
-    return _defaults.cache if state is None else state.cache
+    return defaults.cache if state is None else state.cache
 
 
 def set_autocast_cache_enabled(enabled: bool) -> None:
     """Whether contexts that do not say so keep the casts of parameters."""
-    _defaults.cache = bool(enabled)
+    defaults.cache = bool(enabled)
+    module_writes.count += 1
     if modes.local.autocast is not None:
         modes.local.autocast.cache = bool(enabled)
 

@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import gpugrad as gg
-from gpugrad.foreach import on_device
 
 
 class Optimizer:
@@ -125,7 +124,7 @@ class Optimizer:
         assert self._recorded is not None and self._answers is not None
         while self._recorded and self._recorded[0].group is group:
             run = self._recorded.pop(0)
-            device = {n: v for n, v in numbers.items() if on_device(v)}
+            device = {n: v for n, v in numbers.items() if _on_device(v)}
             if run.update not in (update, update.storing()) or not _same(device, run.device):
                 raise gg.compiler.Changed(f"{type(self).__name__} has other options now")
             if run.all_state is not self.state or any(s.get(n) is not t for s, n, t in run.kept):
@@ -182,8 +181,8 @@ class Optimizer:
         names = [*initial, *["step"] * counted, *["master"] * bool(batch.stored)]
         states = [self.state[p] for p in params if p in self.state]
         kept = [(s, n, s[n]) for s in states for n in names]
-        device = {n: v for n, v in numbers.items() if n != "step" and on_device(v)}
-        by_device = on_device(self.found_inf) or any(map(on_device, numbers.values()))
+        device = {n: v for n, v in numbers.items() if n != "step" and _on_device(v)}
+        by_device = _on_device(self.found_inf) or any(map(_on_device, numbers.values()))
         return _Run(update, group, params, counts, self.state, kept, device, by_device)
 
     _only_first_step_differs = False
@@ -491,6 +490,11 @@ class _Run(NamedTuple):
     kept: list[tuple[dict[str, Any], str, gg.Tensor]]
     device: dict[str, gg.Tensor]
     by_device: bool
+
+
+def _on_device(value: Any) -> bool:
+    """Whether the device reads a number: a CUDA tensor, or a list of them."""
+    return isinstance(value, list) or (isinstance(value, gg.Tensor) and value.is_cuda)
 
 
 def _same(a: dict[str, gg.Tensor], b: dict[str, gg.Tensor]) -> bool:

@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .. import autocasting
 from ..backend import arrays as backend_arrays
 from ..config import modes, settings
 from ..errors import at
-from ..tensor import Tensor
+from ..tensor import Tensor, highest
 from ..tree import flatten
 from . import checking, dynamic, fast
 from .graph import Graph
@@ -59,9 +60,9 @@ class Compiled:
             result = short(args)
             if result is not MISS:
                 return result
-        if modes.special:  # another recorder, forward mode, ...: as a part of that
-            return self._function(*args, **kwargs)
         leaves, rebuild = flatten((args, kwargs)) if args or kwargs else ((), _no_arguments)
+        if modes.special and _is_part(leaves):
+            return self._function(*args, **kwargs)
         key = self._key(leaves, args, kwargs)
         with self.lock:
             self.calls += 1
@@ -101,6 +102,8 @@ class Compiled:
 
     def _shorten(self, program: ReplayedProgram, args, kwargs) -> None:
         """Find or make a short way for calls like one that was just replayed."""
+        if modes.special:  # the short way knows nothing of autocasting
+            return
         missed, self._fast = self._fast, None
         if not program.has_short_way or kwargs or self._checks:
             return
@@ -128,6 +131,7 @@ class Compiled:
             key.append(_structure(args))
             key.append(_structure(kwargs))
         key.extend(self.surroundings.values())
+        key.append(autocasting.key())
         return tuple(key)
 
     def _new_variant(self, key, leaves: Sequence) -> Variant:
@@ -145,10 +149,12 @@ class Compiled:
     def _record(self, variant: Variant, args, kwargs, leaves: Sequence, rebuild: Callable):
         self.surroundings.refresh()
         result, recording = record(self._function, args, kwargs, leaves, variant.before)
+        state = modes.local.autocast
 
         def function(leaves: Sequence):
             given, named = rebuild(leaves)
-            return self._function(*given, **named)
+            with autocasting.autocasting(state):
+                return self._function(*given, **named)
 
         variant.take(recording, function, self._borrow)
         if variant.rejected is not None:
@@ -216,6 +222,14 @@ class Compiled:
 
     def __repr__(self) -> str:
         return f"<compiled {self.__name__}: {len(self.programs)} programs, {self.calls} calls>"
+
+
+def _is_part(leaves: Sequence) -> bool:
+    """Whether a call is a part of what goes on in this thread: another recording, forward mode,
+    ``vmap``, anomaly mode. Autocasting makes variants instead."""
+    local = modes.local
+    inside = local.recording is not None or local.levels or local.anomaly
+    return bool(inside) or highest(leaves) is not None
 
 
 def _no_arguments(leaves: Sequence) -> tuple[tuple, dict]:

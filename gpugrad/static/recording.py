@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..autocasting import autocasting
 from ..backend import arrays as backend_arrays
 from ..config import modes
 from ..tensor import Tensor, wrap
@@ -117,8 +118,10 @@ def record(
     outer, modes.local.recording = modes.local.recording, recorder
     modes.enter(special=True)
     try:
-        result = function(*args, **kwargs)
-        recording = _finish(recorder, result, leaves)
+        with autocasting(modes.local.autocast):  # casts of parameters made outside do not count
+            result = function(*args, **kwargs)
+        with autocasting(None):  # for the backward pass
+            recording = _finish(recorder, result, leaves)
         recording.function = function
         recording.pinned = {
             k: t for k, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad
