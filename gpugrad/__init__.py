@@ -263,6 +263,7 @@ from .tensor import Tensor
 if _TYPE_CHECKING:
     from . import amp, compiler, io, nn, optim, static, tape, testing, train, utils, vision
     from .amp import autocast
+    from .control_flow import cond, scan, while_loop
     from .io import load, load_checkpoint, save, save_checkpoint
     from .static import compile
     from .tape import GradientTape
@@ -292,6 +293,9 @@ _LAZY_NAMES = {
     "load_checkpoint": "io",
     "GradientTape": "tape",
     "compile": "static",
+    "cond": "control_flow",
+    "while_loop": "control_flow",
+    "scan": "control_flow",
     "autocast": "amp",
     "clear_autocast_cache": "amp",
     "get_autocast_dtype": "amp",

@@ -31,6 +31,15 @@ def flatten(tree) -> tuple[list, Callable]:
     return [leaf for leaves, _ in children for leaf in leaves], unflatten
 
 
+def structure(tree):
+    """A hashable description of a nested structure without its leaves."""
+    if isinstance(tree, dict):
+        return (tree.__class__, *[(k, structure(v)) for k, v in tree.items()])
+    if isinstance(tree, (tuple, list)):
+        return (tree.__class__, *map(structure, tree))
+    return None
+
+
 def tree_map(function: Callable, tree):
     """The structure with ``function`` applied to every leaf."""
     leaves, unflatten = flatten(tree)

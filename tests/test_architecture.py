@@ -23,7 +23,7 @@ LAYERS = (
     {"tensor", "autograd", "autocasting", "eager", "creation", "random", "foreach", "custom"}
     | {"tree", "backends", "compiler", "lifted", "batching"},
     {"functional", "functions", "func", "tape", "static", "testing", "numpy_protocol", "linalg"}
-    | {"fft", "lists", "amp", "cuda", "mapping"},
+    | {"fft", "lists", "amp", "cuda", "mapping", "control_flow"},
     {"nn", "optim", "utils", "io", "vision", "train"},
     {"cli"},
 )

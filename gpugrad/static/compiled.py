@@ -18,7 +18,7 @@ from ..backend import arrays as backend_arrays
 from ..config import modes, settings
 from ..errors import at
 from ..tensor import Tensor, highest
-from ..tree import flatten
+from ..tree import flatten, structure
 from . import checking, dynamic, fast
 from .graph import Graph
 from .recording import Recording, record
@@ -128,8 +128,8 @@ class Compiled:
         if len(leaves) > 1:
             key.append(_repetitions(leaves))
         if leaves:
-            key.append(_structure(args))
-            key.append(_structure(kwargs))
+            key.append(structure(args))
+            key.append(structure(kwargs))
         key.extend(self.surroundings.values())
         key.append(autocasting.key())
         return tuple(key)
@@ -299,15 +299,6 @@ def _hashable(leaf):
     except TypeError:
         return Identity(leaf)
     return leaf
-
-
-def _structure(tree) -> Any:
-    """A hashable description of nested tuples, lists and dicts."""
-    if isinstance(tree, dict):
-        return (dict, *[(k, _structure(v)) for k, v in tree.items()])
-    if isinstance(tree, (tuple, list)):
-        return (tree.__class__, *map(_structure, tree))
-    return None
 
 
 def compile(
