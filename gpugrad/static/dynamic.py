@@ -32,8 +32,11 @@ from .surroundings import Identity
 
 # Sizes that a function keeps programs for.
 SIZES = 256
-# Recordings of other sizes that a new one is compared with.
+# Recordings of other sizes that a new one is compared with, templates that are kept, and reasons
+# why sizes did not follow.
 _KNOWN = 4
+_TEMPLATES = 8
+_REASONS = 8
 # The word where a number is.
 _NUMBER = object()
 
@@ -415,14 +418,14 @@ class Family:
         for known in self.known[::-1]:
             if known[0] != dims and known[1].way == new[1].way:
                 try:
-                    self.templates.append(Template(known, new))
+                    self.templates = [*self.templates[1 - _TEMPLATES :], Template(known, new)]
                     break
                 except Unlike as unlike:
                     self._note(str(unlike))
         self.known = [*self.known[1 - _KNOWN :], new]
 
     def _note(self, reason: str) -> None:
-        if reason not in self.reasons:
+        if reason not in self.reasons and len(self.reasons) < _REASONS:
             self.reasons.append(reason)
 
     def report(self) -> list[str]:

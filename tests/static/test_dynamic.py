@@ -270,6 +270,20 @@ def test_more_sizes_than_other_functions_have_variants():
     assert compiled.stats["programs"] == 98
 
 
+def test_modules_and_arguments_by_name():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
+    compiled = gg.compile(model, dynamic=True)
+    named, runs = counted(lambda x, *, y: {"z": [x + y, y.mean()]})
+    for n in (*RECORDED, 5, 6, 5, 6):
+        x = gg.randn(n, 3, dtype=gg.float64)
+        equal(compiled(x), model(x))
+        found = named(x, y=x * 2)["z"]
+        equal(found[0], x * 3)
+        equal(found[1], (x * 2).mean())
+    assert len(runs) == 6
+    assert compiled.stats["replays"] == 2
+
+
 def test_checked_calls():
     compiled, _ = counted(lambda x: x.softmax(-1).mean(0), check=2)
     for n in (*RECORDED, 5, 5, 5, 5):
