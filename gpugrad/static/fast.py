@@ -75,7 +75,10 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
     known = (Argument, HostResult, Live, LiveArray)
     if not all(s.__class__ in known for s in program.graph.sources):
         return None
-    if any(t.__class__ is Argument for t, _ in recording.grads):
+    if any(t.__class__ is Argument for t, _ in recording.grads) or recording.switched:
+        return None
+    results = [id(p) for p in recording.places if p.__class__ is Place]
+    if len(set(results)) < len(results):  # one tensor is returned twice
         return None
     s = _Source()
     s.names.update(MISS=MISS, modes=modes, writes=module_writes, settings=settings, Tensor=Tensor,

@@ -60,6 +60,7 @@ class Recording:
     with_history: list[int]
     grads: list
     pinned: dict[int, Tensor]
+    switched: list[int]  # arguments whose requires_grad the function changes
     derivative: compose.Derivative | None
     forward: set[Node]
 
@@ -111,6 +112,7 @@ def record(
         grads = [t for t, _ in before.grads if isinstance(t, Tensor)]
         without = {id(t) for t in grads if t.grad is None}
     unwritten = [] if before is None else _unwritten(before.graph)
+    required = [isinstance(t, Tensor) and t.requires_grad for t in leaves]
     recorder = Recorder()
     for place, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) or backend_arrays.is_array(leaf):
@@ -123,6 +125,11 @@ def record(
         with autocasting(None):  # for the backward pass
             recording = _finish(recorder, result, leaves)
         recording.function = function
+        recording.switched = [
+            k
+            for k, t in enumerate(leaves)
+            if isinstance(t, Tensor) and t.requires_grad is not required[k]
+        ]
         recording.pinned = {
             k: t for k, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad
         }
@@ -168,8 +175,12 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
     arguments = {id(leaf): place for place, leaf in enumerate(leaves)}
     computed: list[Tensor] = []
     places: list = []
+    found: dict[int, Place] = {}
     for leaf in returned:
         bare = backend_arrays.is_array(leaf)
+        if id(leaf) in found:  # one tensor, returned twice
+            places.append(found[id(leaf)])
+            continue
         if leaf.__class__ is Number:
             places.append(Place(result=len(computed), number=True))
             computed.append(leaf.tensor)
@@ -181,7 +192,8 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
         elif not bare and recorder.is_live(leaf):
             places.append(Place(tensor=leaf))
         else:
-            places.append(Place(result=len(computed), bare=bare))
+            found[id(leaf)] = Place(result=len(computed), bare=bare)
+            places.append(found[id(leaf)])
             computed.append(wrap(leaf) if bare else leaf)
     recording = Recording(recorder, _escaped(recorder, computed))
     recording.places, recording.rebuild, recording.count = places, rebuild, len(computed)

@@ -248,6 +248,8 @@ class ReplayedProgram:
     def _returned(self, inputs: list, results: Sequence, leaves: Sequence):
         recording = self.recording
         count = recording.count
+        for k in recording.switched:
+            leaves[k].requires_grad_(not leaves[k].requires_grad)
         if self._second is not None:
             outputs = self._on_the_tape(leaves, inputs, results)
         else:

@@ -353,3 +353,44 @@ def test_decisions_by_values(name, tolerance):
         y = gg.tensor(rng.normal(size=(3, 2))) if k % 2 else x.clone()
         assert_same(compiled(x, y), call(x, y), tolerance)
     assert compiled.stats["replays"] >= 8
+
+
+def test_arguments_that_begin_to_require_gradients(tolerance):
+    def slope(x):
+        x.requires_grad_()
+        x.square().sum().backward()
+        return x.grad
+
+    compiled = gg.compile(slope)
+    for k in range(5):
+        ours, theirs = (gg.tensor([1.0, k + 0.5]) for _ in range(2))
+        assert_same(compiled(ours), slope(theirs), tolerance)
+        assert_same([ours, ours.grad], [theirs, theirs.grad], tolerance)
+    assert compiled.stats["replays"] == 3
+
+
+def test_one_tensor_returned_twice(tolerance):
+    compiled = gg.compile(lambda x: (y := x + 1, {"again": y, "other": x * 2}))
+    for k in range(5):
+        y, found = compiled(gg.tensor([float(k)]))
+        assert y is found["again"]
+        assert_same([y, found["other"]], [gg.tensor([k + 1.0]), gg.tensor([k * 2.0])], tolerance)
+    assert compiled.stats["replays"] == 3
+
+
+def test_the_same_argument_twice_and_arguments_that_overlap(tolerance):
+    def combine(x, y):
+        x.mul_(2.0)
+        return x + y
+
+    compiled = gg.compile(combine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the last ones run eagerly
+        for k in range(18):
+            results = []
+            for function in (compiled, combine):
+                x, other = gg.tensor([1.0, k + 2.0, 3.0]), gg.tensor([5.0, 6.0 * k])
+                y = (other, x[:2], x[1:])[k // 6]
+                x = x[:2]
+                results.append((function(x, y if k % 6 else x), x, y, other))
+            assert_same(*results, tolerance)
