@@ -387,10 +387,10 @@ class Module:
         for param in self.parameters():
             if set_to_none:
                 gg.compiler.forget_gradient(param)
-            elif gg.compiler.gradient(param) is not None:
-                if param.grad.requires_grad:
-                    param.grad = param.grad.detach()
-                param.grad.zero_()
+            elif (grad := gg.compiler.gradient(param)) is not None:
+                if grad.requires_grad:
+                    grad = param.grad = grad.detach()
+                grad.zero_()
 
     def _convert(self, convert: Callable[[gg.Tensor], gg.Tensor]) -> Self:
         """Convert every tensor; each stays the same object, so optimizers keep working."""

@@ -69,8 +69,8 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
         return None
     if any(a.__class__ is float and (a == 0.0 or a != a) for a in args):
         return None  # -0.0 == 0.0, and a NaN is not itself
-    arrays = [id(a.array) for a in args if isinstance(a, Tensor)]
-    if len(set(arrays)) < len(arrays) or program.overlaps_matter:
+    given = [id(a.array) for a in args if isinstance(a, Tensor)]
+    if len(set(given)) < len(given) or program.overlaps_matter:
         return None
     known = (Argument, HostResult, Live, LiveArray)
     if not all(s.__class__ in known for s in program.graph.sources):

@@ -238,8 +238,8 @@ class ReplayedProgram:
                 tensor = leaves[source.place].grad
             else:
                 tensor = getattr(source, "tensor", None)
-                if source.__class__ is LiveGrad:
-                    tensor = tensor.grad
+                if isinstance(source, LiveGrad):
+                    tensor = source.tensor.grad
             if isinstance(tensor, Tensor):
                 written.append(tensor)
         if written:
