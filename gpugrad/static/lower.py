@@ -20,7 +20,7 @@ from ..backend.numpy import xp as np
 from ..codegen import calls, convert, convolution, gemm, llvm, moves, pooling, rows, sums
 from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
-from ..codegen.machine import machine
+from ..codegen.machine import Machine, machine
 from ..codegen.rows import (
     COLUMN,
     ELEMENT,
@@ -55,6 +55,13 @@ class Lowered(NamedTuple):
 
 
 Arrays = Callable[[Any], Any]  # the array of a value; numbers, None and Meta as they are
+
+
+def _compiler() -> Machine:
+    """The compiler, which there is where anything is lowered."""
+    found = machine()
+    assert found is not None
+    return found
 
 
 def lower(node: Node, of: Arrays) -> Lowered | None:
@@ -182,7 +189,8 @@ def copy_task(source, target) -> Task | None:
 
 def _rows(program: RowProgram, inputs: Sequence, of: Arrays, outputs: list) -> Lowered | None:
     kinds = list(program.inputs.values())
-    args, changing = [], []
+    args: list = []
+    changing = []
     for i, kind in zip(inputs, kinds, strict=True):
         if kind == NUMBER and i.__class__ is Value and i.dtype is None:
             changing.append((i, sum(k == NUMBER for k in kinds[: len(args)])))
@@ -201,7 +209,8 @@ def rows_task(program: RowProgram, args: list, outputs: list, changing=()) -> Lo
     kernel = program._kernel(x.dtype, x.shape[-1])
     if kernel is None:
         return None
-    arrays, numbers, scalars = [], [], []
+    arrays, scalars = [], []
+    numbers: list[float] = []
     for a, kind, shape in zip(args, kinds, program.shapes(x.shape), strict=True):
         if kind == NUMBER:
             if a.__class__ is _ndarray:
@@ -231,7 +240,7 @@ def rows_task(program: RowProgram, args: list, outputs: list, changing=()) -> Lo
     words = [*map(id, arrays), *map(id, targets), count, columns, step, groups]
     parts = 1 if x.size < rows.PARALLEL // 4 else min(groups, 64)
     task = calls.task(
-        machine(), _address(kernel), signature, words, numbers,
+        _compiler(), _address(kernel), signature, words, numbers,
         parts=parts, keep=(arrays, targets), status=True,
     )  # fmt: skip
     before = [scalar_task(a, task.numbers, place) for a, place in scalars]
@@ -250,7 +259,7 @@ def rows_task(program: RowProgram, args: list, outputs: list, changing=()) -> Lo
 def _scalar_kernel(element: str) -> int:
     from ..codegen.ir import Code
 
-    code, compiler = Code(element, 1), machine()
+    code, compiler = Code(element, 1), _compiler()
     names = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
     parameters = [code.parameter(*p) for p in names]
     table = parameters[0]
@@ -315,7 +324,7 @@ def _reduce(x, axes: tuple[int, ...], out) -> Lowered | None:
                 x.shape[axis],
             ]
             parts = min(x.shape[axis], 64) if x.size >= PARALLEL else 1
-            return _plain([calls.task(machine(), _address(kernel), "ppiifl", words, parts=parts,
+            return _plain([calls.task(_compiler(), _address(kernel), "ppiifl", words, parts=parts,
                                       keep=(x, target))])  # fmt: skip
     first, last = min(axes), max(axes)
     if not any(first < a < last for a in kept):  # one run of axes in the middle
@@ -371,7 +380,7 @@ def _linear(x, w, out) -> Lowered | None:
 _ADD_ROW = Program([build("add", variable("y"), variable("b"))], ["y", "b"], ["y"])
 
 
-def _operands(name: str, a, b) -> tuple | None:
+def _operands(name: str, a, b) -> tuple:
     """The two matrices whose product an operation is, leading dimensions merged."""
     if name in ("affine", "linear"):
         return _matrix(a), b.T
@@ -438,7 +447,7 @@ def _convolution(kernel, source, weights, out) -> Lowered | None:
     scratch = [np.empty((kernel.scratch,), source.dtype) for _ in range(parts)]
     words = [id(source), id(weights), id(out), parts, *map(id, scratch), batch, batch]
     task = calls.task(
-        machine(), _address(kernel.function), "pppSfl", words,
+        _compiler(), _address(kernel.function), "pppSfl", words,
         parts=parts, keep=(source, weights, out, scratch),
     )  # fmt: skip
     return _plain([task])
@@ -479,7 +488,7 @@ def _conv_weight(g, x, out, *, shape, **options) -> Lowered | None:
     scratch = [np.empty((kernel.scratch,), x.dtype) for _ in range(parts)]
     words = [id(g), id(x), id(sums_), parts, *map(id, scratch), chunks, chunks, per_chunk, batch]
     task = calls.task(
-        machine(), _address(kernel.function), "pppSflii", words,
+        _compiler(), _address(kernel.function), "pppSflii", words,
         parts=parts, keep=(g, x, sums_, scratch),
     )  # fmt: skip
     tasks: list[Task | None] = [moves.fill(sums_), task]
@@ -506,7 +515,9 @@ def _pool(kind: str):
         planes = prod(x.shape[:-2])
         parts = min(planes, 64) if x.size >= PARALLEL else 1
         words = [id(x), id(out), planes, planes]
-        return _plain([calls.task(machine(), function, "ppfl", words, parts=parts, keep=(x, out))])
+        return _plain(
+            [calls.task(_compiler(), function, "ppfl", words, parts=parts, keep=(x, out))]
+        )
 
     return lower
 
@@ -522,7 +533,7 @@ def _max_pool_scatter(g, x, out, gx, *, kernel, stride, dilation) -> Lowered | N
     planes = prod(x.shape[:-2])
     parts = min(planes, 64) if x.size >= PARALLEL else 1
     words = [*map(id, arrays), planes, planes]
-    return _plain([calls.task(machine(), function, "ppppfl", words, parts=parts, keep=arrays)])
+    return _plain([calls.task(_compiler(), function, "ppppfl", words, parts=parts, keep=arrays)])
 
 
 _LARGEST = RowProgram([(ROW, row_max(_V))], {"x": ELEMENT})

@@ -66,9 +66,14 @@ class Number:
     def __round__(self, digits: int | None = None):
         return round(self._left("round()"), digits)
 
+    def __neg__(self) -> Number:
+        return Number(-self.tensor, -self.value)
+
+    def __abs__(self) -> Number:
+        return Number(self.tensor.abs(), abs(self.value))
+
     def __bool__(self) -> bool:
         return bool(self.tensor != 0)
-
 
 
 def _arithmetic(function: Callable, reflected: bool) -> Callable:
@@ -76,11 +81,11 @@ def _arithmetic(function: Callable, reflected: bool) -> Callable:
         if isinstance(other, Tensor):
             a, b = (other, self.tensor) if reflected else (self.tensor, other)
             return function(a, b)
+        other_tensor: Any = other
+        other_value: Any = other
         if isinstance(other, Number):
             other_tensor, other_value = other.tensor, other.value
-        elif other.__class__ in (int, float, bool):
-            other_tensor = other_value = other
-        else:
+        elif other.__class__ not in (int, float, bool):
             return NotImplemented
         a, b = (other_tensor, self.tensor) if reflected else (self.tensor, other_tensor)
         x, y = (other_value, self.value) if reflected else (self.value, other_value)
@@ -109,5 +114,3 @@ for _name in ("add", "sub", "mul", "truediv", "pow"):
     setattr(Number, f"__r{_name}__", _arithmetic(getattr(operator, _name), True))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Number, f"__{_name}__", _comparison(getattr(operator, _name)))
-Number.__neg__ = lambda self: 0 - self  # type: ignore[attr-defined]
-Number.__abs__ = lambda self: Number(self.tensor.abs(), abs(self.value))  # type: ignore[attr-defined]

@@ -59,7 +59,7 @@ class _Memory:
         self.owner, self.value, self.input = owner, value, input
         self.version = 0
         self.shared = False  # with another argument
-        self.bounds = _bounds(owner)
+        self.bounds = bounds(owner)
 
 
 class _Entry:
@@ -181,7 +181,7 @@ class Recorder:
             )
 
     def _overlapping(self, array) -> list[_Memory]:
-        low, high = _bounds(array)
+        low, high = bounds(array)
         return [m for m in self._memories if low < m.bounds[1] and m.bounds[0] < high]
 
     def _add(self, array, value: Value, parent=None, step=None) -> _Entry:
@@ -424,6 +424,7 @@ class Recorder:
             elif isinstance(v, list):
                 found.append([self.value(t.array, t) for t in v])
             else:
+                assert isinstance(v, Tensor)
                 found.append(self.value(v.array, v))
         return found
 
@@ -675,7 +676,7 @@ def _as_array(r, args: Sequence):
     return backend_arrays.array_module(like).asarray(r)
 
 
-def _bounds(array) -> tuple[int, int]:
+def bounds(array) -> tuple[int, int]:
     """The addresses an array lies between."""
     start = array.ctypes.data if hasattr(array, "ctypes") else array.data.ptr
     if not array.size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ..autograd import engine
 from ..backend import arrays as backend_arrays
@@ -42,7 +42,7 @@ class ReplayedProgram:
             self._make_second(second, graph)
         self.recorded = graph
         self.graph, self.hosts = with_draws(passes.optimize(graph), recording.hosts)
-        self.run = runner_for(self.graph)
+        self.run = cast(Any, runner_for(self.graph))
         self.lends = borrow and self._second is None and hasattr(self.run, "lent")
         if self.lends:
             self.run.lent = recording.count
@@ -200,7 +200,7 @@ class ReplayedProgram:
                 host.undo()
 
     def _inputs(self, leaves: Sequence) -> list | None:
-        answers = ()
+        answers: list = []
         if self.hosts:
             try:
                 answers = [host.call() for host in self.hosts]

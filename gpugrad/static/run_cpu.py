@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from ..backend.arrays import _ndarray
 from ..backend.numpy import xp as np
@@ -20,6 +21,7 @@ from . import lower
 from .graph import Graph, Node, OpCall, ProductCall, RowsCall, Value, expression_of
 from .passes.epilogues import product_epilogues
 from .passes.totals import sum_in_passing
+from .record import bounds
 from .sources import Live, LiveArray
 
 _ALIGN = 64  # a cache line, and the widest vector
@@ -253,7 +255,7 @@ class NativeProgram:
         written = [self._arrays[target] for target, _ in self.graph.stores]
         low = min([a.ctypes.data for a in written], default=0)
         high = max([a.ctypes.data + a.nbytes for a in written], default=0)
-        seen = own
+        seen: Any = own
 
         def bind(a) -> None:
             nonlocal seen
@@ -336,7 +338,7 @@ class _Planner:
 
     def _find_views(self) -> None:
         """Whose memory a view lies in: asked of views of arrays without memory of their own."""
-        stand_ins = dict(self.arrays)
+        stand_ins: dict[Value, Any] = dict(self.arrays)
         for node in self.graph.nodes:
             view = node.call.__class__ is OpCall and node.call.op.is_view
             for v in node.outputs:
@@ -428,7 +430,8 @@ class _Lazy:
     """An array that is made only if somebody looks at its strides."""
 
     def __init__(self, v: Value):
-        self.value, self.array = v, None
+        self.value = v
+        self.array: _ndarray | None = None
 
 
 def _array_of(a):
@@ -441,7 +444,7 @@ def _array_of(a):
 
 def _overlapping(arrays: Iterable[_ndarray]) -> set[int]:
     """Identities of the arrays that share memory with another one (as far as bounds tell)."""
-    spans = sorted((*np.lib.array_utils.byte_bounds(a), id(a)) for a in arrays if a.size)
+    spans = sorted((*bounds(a), id(a)) for a in arrays if a.size)
     found: set[int] = set()
     end, last = 0, 0
     for low, high, this in spans:

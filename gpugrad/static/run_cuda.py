@@ -418,11 +418,8 @@ class Run:
         numbers = [self._scalar([node.inputs[k] for node in nodes]) for k in updates.scalars]
         scalars = dict(zip(formula.scalars, numbers, strict=True))
         flag = None if updates.flag is None else self._of(first.inputs[updates.flag])
-        left: Sequence[int] = range(len(nodes))
-        arrays = [a for n in numbers for a in (n if n.__class__ is list else (n,))]
-        if {a.dtype.name for a in arrays if hasattr(a, "dtype")} <= cuda_updates.TYPES_OF_LISTS:
-            numbers_of_loop = lambda: _loop_numbers(first.call, scalars)  # noqa: E731
-            left = cuda_updates.run(formula, [*written, *read], scalars, numbers_of_loop, flag)
+        numbers_of_loop = lambda: _loop_numbers(first.call, scalars)  # noqa: E731
+        left = cuda_updates.run(formula, [*written, *read], scalars, numbers_of_loop, flag)
         for place in left:
             node = nodes[place]
             given = [self._of(i) for i in node.inputs]

@@ -31,7 +31,7 @@ class Surroundings:
 
     def refresh(self) -> None:
         """Find the modules again: a submodule may have been added."""
-        roots = [self.function, getattr(self.function, "__self__", None)]
+        roots: list[Any] = [self.function, getattr(self.function, "__self__", None)]
         roots += [self.globals[n] for n in self.names if n in self.globals]
         roots += [c for cell in self.cells for c in _contents(cell)]
         self._modules = [m for root in roots if _is_module(root) for m in root.modules()]

@@ -40,7 +40,8 @@ ALLOWED = {
         spill_bytes=8,
     ),
     r"cuda_pooling: scatter float32 wide/.*": Allowance(
-        "CUDA 12's compiler runs out of registers by one for sm_70, the others do not", spill_bytes=4
+        "CUDA 12's compiler runs out of registers by one for sm_70, the others do not",
+        spill_bytes=4,
     ),
 }
 

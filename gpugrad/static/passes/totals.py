@@ -82,14 +82,15 @@ def _joined(graph: Graph, node: Node, total: Node, readers: dict) -> list[Node] 
     """The two nodes as one over rows, with views around it; None where that cannot be."""
     call = total.call
     assert isinstance(call, OpCall)
-    if call.params["keepdims"] or node.call.__class__ is UpdateCall or pointwise(node) is None:
+    found = pointwise(node)
+    if call.params["keepdims"] or node.call.__class__ is UpdateCall or found is None:
         return None
     summed = total.inputs[0]
     shape, dtype = summed.shape, summed.dtype
     if dtype.name not in ("float32", "float64") or summed.device is not None:
         return None
     columns = _columns(prod(shape))
-    program = pointwise(node).program
+    program = found.program
     if columns is None or any(v.shape != shape or v.dtype != dtype for v in node.outputs):
         return None
     kinds = _kinds(node, program, shape, dtype)
