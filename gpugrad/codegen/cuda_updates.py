@@ -286,6 +286,9 @@ def run(formula: Formula, lists: Sequence[Sequence], scalars, numbers, unless) -
         return list(positions)
     groups, left = _grouped(lists, [s for s in scalars.values() if s.__class__ is list])
     sources = tuple(_source(scalars[name]) for name in formula.scalars)
+    read = [*[s.lower() for s in sources if s], *([] if unless is None else [unless.dtype.name])]
+    if not TYPES_OF_LISTS.issuperset(read):
+        return list(positions)
     for (device, *dtypes), group in groups.items():
         variant = Variant(tuple(dtypes), sources, None if unless is None else unless.dtype.name)
         try:

@@ -293,3 +293,100 @@ def test_an_optimizer_with_a_step_of_its_own():
             histories.append(training.run())
     assert histories[0] == histories[1]
     assert len(training.step.programs) == 2
+
+
+@gg.foreach
+def move(p, m, g, *, lr, beta, step):
+    m = beta * m + (1 - beta) * g
+    return p - lr / (1 - beta**step) * m, m
+
+
+class Moving:
+    """Updates of tensors outside, of copies, of parts, of nothing; of several dtypes."""
+
+    shapes = ((3,), (70, 300), (0, 4), (), (5, 2))
+
+    def __init__(self, dtypes, lr_dtype):
+        gg.manual_seed(1)
+        self.lists = [
+            [gg.randn(*s, device="cuda").to(getattr(gg, d)) for s in self.shapes] for d in dtypes
+        ]
+        self.base = [gg.randn(6, 8, device="cuda").to(getattr(gg, d)) for d in dtypes]
+        self.flag = gg.zeros((), device="cuda")
+        self.rate = gg.tensor(0.25, dtype=getattr(gg, lr_dtype), device="cuda")
+        self.steps = [gg.zeros((), device="cuda") for _ in self.shapes]
+        self.one = gg.ones((), device="cuda")
+
+    def __call__(self, x):
+        p, m, g = self.lists
+        old = p[1] * 1.0
+        for k, step in enumerate(self.steps):
+            step.add_(1.0 + k)
+        numbers = {"lr": self.rate, "beta": 0.75}
+        g = [t * x.sum().to(t.dtype) for t in g]
+        move(p, m, g, unless=self.flag, step=self.steps, **numbers)
+        copies = [[t.clone() for t in p], [t * 2 for t in m], g]
+        move(*copies, unless=self.flag, step=self.one, **numbers)  # stored nowhere
+        parts = [[b[::2, 1:4], b[1:2]] for b in self.base]
+        move(*parts, unless=self.flag, step=self.steps[:2], **numbers)
+        late = m[1] * 1.0
+        move(m, p, g, step=self.one, **numbers)  # without a flag, and the other way round
+        return old, late, copies[0][1], copies[1][0]
+
+
+@pytest.mark.parametrize(
+    "dtypes, rate",
+    [
+        (("float32",) * 3, "float32"),
+        (("float64",) * 3, "float64"),
+        (("bfloat16", "float32", "float16"), "float32"),
+        (("float16",) * 3, "float16"),
+        (("float32",) * 3, "int64"),
+    ],
+)
+@pytest.mark.parametrize("kernels", [True, False])
+def test_updates_by_the_device(dtypes, rate, kernels, monkeypatch):
+    """Whatever is updated, and whether it is stored: the bits of eager mode."""
+    from gpugrad.config import settings
+
+    monkeypatch.setattr(settings, "cuda_kernels", kernels)
+    histories = []
+    for compiled in (False, True):
+        made, history = Moving(dtypes, rate), []
+        f = gg.compile(made.__call__, fullgraph=True) if compiled else made
+        for k in range(9):
+            made.flag.fill_(float(k in (3, 5, 8)))
+            if k >= 6:
+                made.rate.fill_(1 if rate == "int64" else 0.125)
+            results = f(gg.full((3,), 0.1 * k - 0.5, device="cuda"))
+            tensors = [*results, *made.steps, *made.base, *[t for ts in made.lists for t in ts]]
+            history.append([t.cpu().double().numpy().tobytes() for t in tensors])
+        histories.append(history)
+    for k, (a, b) in enumerate(zip(*histories, strict=True)):
+        assert [x == y for x, y in zip(a, b, strict=True)] == [True] * len(a), f"call {k}"
+    assert f.stats["replays"] == 7
+    if kernels:
+        captured(f)
+
+
+def test_many_tensors(host_device):
+    """More than the arguments of a kernel hold."""
+    parameters = [gg.full((2,), float(k), device="cuda", requires_grad=True) for k in range(150)]
+    optimizer = gg.optim.Adam(parameters, lr=0.1, capturable=True)
+
+    @gg.compile(fullgraph=True)
+    def step():
+        optimizer.zero_grad()
+        sum((p * p).sum() for p in parameters).backward()
+        optimizer.step()
+
+    for _ in range(6):
+        step()
+    captured(step)
+    other = [gg.full((2,), float(k), device="cuda", requires_grad=True) for k in range(150)]
+    optimizer = gg.optim.Adam(other, lr=0.1, capturable=True)
+    for _ in range(6):
+        optimizer.zero_grad()
+        sum((p * p).sum() for p in other).backward()
+        optimizer.step()
+    assert [p.tolist() for p in parameters] == [p.tolist() for p in other]
