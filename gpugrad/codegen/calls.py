@@ -22,9 +22,7 @@ from functools import lru_cache
 
 from .ir import Code, Value
 from .machine import Machine
-from .tasks import Task
-
-_SHIFT = 16  # shares are in units of 1/65536
+from .tasks import Task, parameters, share
 
 
 def task(
@@ -62,18 +60,14 @@ def _trampoline(compiler: Machine, arguments: str, scratch: int, status: bool) -
 
 def _text(arguments: str, scratch: int, status: bool) -> str:
     code = Code()
-    names = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
-    parameters = [code.parameter(*p) for p in names]
-    table, numbers, first, last = parameters
+    own = parameters(code)
+    table, numbers, first, last = own
     place, number, given = FIRST_WORD, 0, []
 
     def word(type: str = "i64") -> Value:
         nonlocal place
         place += 1
         return code.load(code.at(table, place - 1), type)
-
-    def share(count: Value, bound: Value) -> Value:
-        return (count * bound).bitwise("lshr", _SHIFT)
 
     for kind in arguments:
         if kind == "p":
@@ -84,17 +78,17 @@ def _text(arguments: str, scratch: int, status: bool) -> str:
             given.append(code.load(code.at(numbers, number), "double"))
             number += 1
         elif kind in "fl":
-            given.append(share(word(), first if kind == "f" else last))
+            given.append(share(code, word(), first if kind == "f" else last))
         elif kind == "s":
             sizes = code.emit("alloca [5 x i64]", "ptr")
             for k in range(3):
                 code.store(word(), code.at(sizes, k))
             groups = word()
-            code.store(share(groups, first), code.at(sizes, 3))
-            code.store(share(groups, last), code.at(sizes, 4))
+            code.store(share(code, groups, first), code.at(sizes, 3))
+            code.store(share(code, groups, last), code.at(sizes, 4))
             given.append(sizes)
         elif kind == "S":
-            part = share(word(), first)
+            part = share(code, word(), first)
             given.append(code.load(code.at(code.at(table, place), part), "ptr"))
             place += scratch
     function = code.load(code.at(table, 1), "ptr")
@@ -105,4 +99,4 @@ def _text(arguments: str, scratch: int, status: bool) -> str:
         code.do(f"%before = atomicrmw or {table}, {flag} monotonic")
     else:
         code.do(f"call void {call}")
-    return code.function("kernel", parameters)
+    return code.function("kernel", own)

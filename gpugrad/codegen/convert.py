@@ -9,7 +9,7 @@ import numpy as np
 
 from .ir import Code, Value, is_real
 from .machine import Machine, machine
-from .tasks import Task
+from .tasks import Task, parameters, share
 
 _TYPES = {
     np.dtype("float32"): "float",
@@ -48,16 +48,15 @@ def _kernel(compiler: Machine, source: str, target: str) -> int:
 
 def _text(compiler: Machine, source: str, target: str) -> str:
     code = Code("double", _LANES)
-    names = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
-    parameters = [code.parameter(*p) for p in names]
-    table, _, first, last = parameters
+    given = parameters(code)
+    table, _, first, last = given
     offset = compiler.offsets["data"]
     x, y = (
         code.load(code.at(code.load(code.at(table, k), "ptr"), offset, "i8"), "ptr")
         for k in range(2)
     )
     n = code.load(code.at(table, 2), "i64")
-    start, stop = ((n * bound).bitwise("lshr", 16) for bound in (first, last))
+    start, stop = (share(code, n, bound) for bound in (first, last))
 
     def move(i: Value, lanes: int) -> None:
         wide = "" if lanes == 1 else f"<{lanes} x "
@@ -69,7 +68,7 @@ def _text(compiler: Machine, source: str, target: str) -> str:
         move(i, _LANES)
     with code.loop(i, stop) as k:
         move(k, 1)
-    return code.function("kernel", parameters)
+    return code.function("kernel", given)
 
 
 def _converted(value: Value, source: str, target: str, type: str) -> Value:

@@ -13,28 +13,23 @@ import numpy as np
 from .arrays import merge_dimensions
 from .ir import Code, Value
 from .machine import Machine, machine
-from .tasks import Task
+from .tasks import Task, parameters, share
 
 _LOOPS = 6
 _TILE = 16  # elements of the source that lie together, copied at once where layouts differ
 # Elements from which threads share a copy.
 _PARALLEL = 1 << 15
 _WORDS = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
-_PARAMETERS = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
 
 
 def _begin(element: str = "float", lanes: int = 1) -> tuple[Code, list[Value]]:
     code = Code(element, lanes)
-    return code, [code.parameter(*p) for p in _PARAMETERS]
+    return code, parameters(code)
 
 
 def _data(code: Code, compiler: Machine, table: Value, place: int) -> Value:
     obj = code.load(code.at(table, place), "ptr")
     return code.load(code.at(obj, compiler.offsets["data"], "i8"), "ptr")
-
-
-def _share(code: Code, n: Value, bound: Value) -> Value:
-    return (n * bound).bitwise("lshr", 16)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -82,15 +77,15 @@ def _copy_kernel(compiler: Machine, word: str) -> int:
 
 def _copy_text(compiler: Machine, word: str) -> str:
     """Threads share the three outer loops together."""
-    code, parameters = _begin()
-    table, _, first, last = parameters
+    code, given = _begin()
+    table, _, first, last = given
     source, target = (_data(code, compiler, table, k) for k in range(2))
     loops = [
         [code.load(code.at(table, 2 + 3 * k + j), "i64") for j in range(3)] for k in range(_LOOPS)
     ]
     (a, *_), (b, *_), (c, *_) = loops[:3]
     zero, outer = code.integer(0), a * b * c
-    with code.loop(_share(code, outer, first), _share(code, outer, last)) as i:
+    with code.loop(share(code, outer, first), share(code, outer, last)) as i:
         rest = code.emit(f"sdiv {i}, {c.name}", "i64")
         k = i - rest * c
         h = code.emit(f"sdiv {rest}, {b.name}", "i64")
@@ -108,7 +103,7 @@ def _copy_text(compiler: Machine, word: str) -> str:
                 inner = x * loops[3][step] + y * loops[4][step] + z * loops[5][step]
                 pointers.append(code.at(base, place + inner, "i8"))
             code.store(code.load(pointers[0], word), pointers[1])
-    return code.function("kernel", parameters)
+    return code.function("kernel", given)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -150,12 +145,12 @@ def _rows_kernel(compiler: Machine, kind: str, element: str) -> int:
 
 def _rows_text(compiler: Machine, kind: str, element: str) -> str:
     lanes = compiler.lanes(element) // 2
-    code, parameters = _begin(element, lanes)
-    table, _, first, last = parameters
+    code, given = _begin(element, lanes)
+    table, _, first, last = given
     matrix, index, rows = (_data(code, compiler, table, k) for k in (1, 2, 3))
     count, width, bound = (code.load(code.at(table, k), "i64") for k in (4, 5, 6))
     zero = code.integer(0)
-    with code.loop(_share(code, count, first), _share(code, count, last)) as i:
+    with code.loop(share(code, count, first), share(code, count, last)) as i:
         row = code.load(code.at(index, i), "i64")
         inside = row.compare("ult", bound)
         failed = code.select(inside, zero, code.integer(1))
@@ -175,7 +170,7 @@ def _rows_text(compiler: Machine, kind: str, element: str) -> str:
             move(k, code.vector)
         with code.loop(k, width) as k:
             move(k, element)
-    return code.function("kernel", parameters)
+    return code.function("kernel", given)
 
 
 def check_range(index: np.ndarray, bound: int) -> Task | None:
@@ -193,8 +188,8 @@ def _check_kernel(compiler: Machine) -> int:
 
 
 def _check_text(compiler: Machine) -> str:
-    code, parameters = _begin("double", 1)
-    table = parameters[0]
+    code, given = _begin("double", 1)
+    table = given[0]
     index = _data(code, compiler, table, 1)
     count, bound = (code.load(code.at(table, k), "i64") for k in (2, 3))
     zero, one = code.integer(0), code.integer(1)
@@ -202,7 +197,7 @@ def _check_text(compiler: Machine) -> str:
         inside = code.load(code.at(index, i), "i64").compare("ult", bound)
         failed = code.select(inside, zero, one)
         code.do(f"%before = atomicrmw or {table}, {failed} monotonic")
-    return code.function("kernel", parameters)
+    return code.function("kernel", given)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -230,12 +225,12 @@ def _sum_kernel(compiler: Machine, element: str) -> int:
 
 def _sum_text(compiler: Machine, element: str) -> str:
     lanes = compiler.lanes(element)
-    code, parameters = _begin(element, lanes)
-    table, _, first, last = parameters
+    code, given = _begin(element, lanes)
+    table, _, first, last = given
     x, out = (_data(code, compiler, table, k) for k in range(2))
     outer, middle, inner = (code.load(code.at(table, 2 + k), "i64") for k in range(3))
     zero = code.integer(0)
-    with code.loop(_share(code, outer, first), _share(code, outer, last)) as o:
+    with code.loop(share(code, outer, first), share(code, outer, last)) as o:
 
         def column(k: Value, type: str, o=o) -> None:
             start = code.at(x, o * middle * inner + k, element)
@@ -258,7 +253,7 @@ def _sum_text(compiler: Machine, element: str) -> str:
             column(k, code.vector)
         with code.loop(k, inner) as k:
             column(k, element)
-    return code.function("kernel", parameters)
+    return code.function("kernel", given)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -283,15 +278,15 @@ def _fill_kernel(compiler: Machine, element: str) -> int:
 
 def _fill_text(compiler: Machine, element: str) -> str:
     lanes = compiler.lanes(element)
-    code, parameters = _begin(element, lanes)
-    table, numbers, first, last = parameters
+    code, given = _begin(element, lanes)
+    table, numbers, first, last = given
     out, n = _data(code, compiler, table, 0), code.load(code.at(table, 1), "i64")
     value = code.load(numbers, "double")
     if element != "double":
         value = value.convert("fptrunc", element)
     vector = code.splat(value)
-    with code.loop(_share(code, n, first), _share(code, n, last), lanes) as i:
+    with code.loop(share(code, n, first), share(code, n, last), lanes) as i:
         code.store(vector, code.at(out, i, element))
-    with code.loop(i, _share(code, n, last)) as k:
+    with code.loop(i, share(code, n, last)) as k:
         code.store(value, code.at(out, k, element))
-    return code.function("kernel", parameters)
+    return code.function("kernel", given)

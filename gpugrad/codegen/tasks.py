@@ -13,10 +13,23 @@ from array import array
 from typing import Any, NamedTuple
 
 from . import blas, workers
+from .ir import Code, Value
 from .machine import Machine, machine
 
 # The whole of a task's work, as ``last``.
 WHOLE = 1 << 16
+
+
+def parameters(code: Code) -> list[Value]:
+    """The parameters of a task's kernel: table, numbers, first, last."""
+    names = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
+    return [code.parameter(*p) for p in names]
+
+
+def share(code: Code, count: Value, bound: Value) -> Value:
+    """Where the share of a call begins or ends among ``count`` pieces of work; ``bound`` is
+    ``first`` or ``last``."""
+    return (count * bound).bitwise("lshr", WHOLE.bit_length() - 1)
 
 
 class Task(NamedTuple):

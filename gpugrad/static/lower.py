@@ -20,6 +20,7 @@ from ..backend.numpy import xp as np
 from ..codegen import calls, convert, convolution, gemm, llvm, moves, pooling, rows, sums
 from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
+from ..codegen.ir import Code
 from ..codegen.machine import Machine, machine
 from ..codegen.rows import (
     COLUMN,
@@ -33,7 +34,7 @@ from ..codegen.rows import (
     row_max,
     row_sum,
 )
-from ..codegen.tasks import Task
+from ..codegen.tasks import Task, parameters
 from .graph import CheckCall, Node, OpCall, ProductCall, RowsCall, Value, expression_of
 
 _BOOL = np.dtype("bool")
@@ -257,18 +258,15 @@ def rows_task(program: RowProgram, args: list, outputs: list, changing=()) -> Lo
 
 @lru_cache(8)
 def _scalar_kernel(element: str) -> int:
-    from ..codegen.ir import Code
-
     code, compiler = Code(element, 1), _compiler()
-    names = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
-    parameters = [code.parameter(*p) for p in names]
-    table = parameters[0]
+    given = parameters(code)
+    table = given[0]
     source = llvm._data(code, compiler, code.load(table, "ptr"))
     value = code.load(source, element)
     if element != "double":
         value = value.convert("fpext", "double")
     code.store(value, code.load(code.at(table, 1), "ptr"))
-    return compiler.load(code.function("kernel", parameters))
+    return compiler.load(code.function("kernel", given))
 
 
 def scalar_task(a, numbers: array, place: int) -> Task:

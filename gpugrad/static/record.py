@@ -8,7 +8,7 @@ over, so that no identity comes twice.
 What is computed past the engine (NumPy on ``tensor.array``) cannot be seen. Its results are arrays
 that nobody reported, and such an array is taken for one that existed before. A second recording
 tells the two apart: what existed before is the same object again, what was made is another one, and
-then the program is not replayed (``compiled.py``).
+then the program is not replayed (``recording.py``).
 
 Memory that is written: arrays share a ``_Memory`` with the array they are views of, and its version
 counts the writes. An array whose version is behind is derived anew from its base, so that the graph
@@ -73,7 +73,7 @@ class _Entry:
 
 
 class Recorder:
-    """Notes a graph while a program runs; ``record`` in compiled.py puts it in place."""
+    """Notes a graph while a program runs; ``record`` in recording.py puts it in place."""
 
     def __init__(self):
         self.graph = Graph()
