@@ -66,6 +66,9 @@ class LRScheduler:
         if not gg.compiler.is_compiling():
             self._advance()
             return
+        if any(isinstance(group["lr"], gg.Tensor) for group in self.optimizer.param_groups):
+            # the schedule would write it before the program reads it
+            gg.compiler.not_replayed(f"{type(self).__name__} of a learning rate in a tensor")
         before: list = []
 
         def advance() -> None:

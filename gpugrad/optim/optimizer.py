@@ -102,15 +102,21 @@ class Optimizer:
             try:
                 for group in self.param_groups:
                     self._update(group)
+                if self._recorded:
+                    raise gg.compiler.Changed(f"{type(self).__name__} has other groups now")
                 return self._answers
+            except gg.compiler.Changed:
+                take_back(runs[: len(runs) - len(self._recorded)])
+                raise
             finally:
                 self._answers = self._recorded = None
 
-        def undo() -> None:
-            for run in runs:
+        def take_back(made: list[_Run]) -> None:
+            for run in made:
                 for p in run.params:
                     self._count_back(p)
 
+        undo = lambda: take_back(runs)  # noqa: E731
         with gg.compiler.asked_before_replay(type(self).__name__, self, numbers, undo):
             self._recording = runs
             try:
@@ -123,7 +129,7 @@ class Optimizer:
         """The numbers of an update for the parameters that it updated when it was recorded."""
         assert self._recorded is not None and self._answers is not None
         while self._recorded and self._recorded[0].group is group:
-            run = self._recorded.pop(0)
+            run = self._recorded[0]
             device = {n: v for n, v in numbers.items() if _on_device(v)}
             if run.update not in (update, update.storing()) or not _same(device, run.device):
                 raise gg.compiler.Changed(f"{type(self).__name__} has other options now")
@@ -132,8 +138,11 @@ class Optimizer:
             if run.counts:
                 steps = {self._count(p, self.state[p], group) for p in run.params}
                 if len(steps) > 1:
+                    for p in run.params:
+                        self._count_back(p)
                     raise gg.compiler.Changed("parameters have made different numbers of steps")
                 numbers["step"] = steps.pop()
+            del self._recorded[0]
             ask = run.update.host_numbers if run.by_device else run.update.values
             self._answers.extend(ask(numbers))
 

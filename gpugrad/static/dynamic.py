@@ -25,7 +25,7 @@ from ..backend.numpy import xp as np
 from ..codegen.expr import Expr, topological
 from ..ops.core import Meta
 from ..tensor import Tensor
-from .graph import Call, OpCall, ProgramCall, RowsCall, Value, VjpCall, frozen
+from .graph import Call, DeviceUpdateCall, OpCall, ProgramCall, RowsCall, Value, VjpCall, frozen
 from .recording import Place, Recording
 from .sources import HostResult
 from .surroundings import Identity
@@ -247,6 +247,9 @@ class Description:
         elif isinstance(call, RowsCall):
             self._add((call.program.inputs, [kind for kind, _ in call.program.outputs]))
             self._expressions([e for _, e in call.program.outputs])
+        elif isinstance(call, DeviceUpdateCall):
+            self._add((call.update.tensors, call.update.scalars, call.unless))
+            self._expressions(call.update.whole)
         elif isinstance(call, (OpCall, VjpCall)):
             self._add((call.op, call.params, getattr(call, "needs", ())))
         else:  # functions and checks

@@ -163,9 +163,12 @@ def _run(s: _Source, program: ReplayedProgram, run: NativeProgram, arrays: dict)
     for k, host in enumerate(hosts):
         s.names[f"host{k}"] = host.call
     if hosts:
+        s.add("        count = 0")
         s.add("        try:")
-        s.lines += [f"            h{k} = host{k}()" for k in range(len(hosts))]
+        for k in range(len(hosts)):
+            s.add(f"            h{k} = host{k}(); count = {k + 1}")
         s.add("        except Changed:")
+        s.add("            undo(count)")
         s.add("            return MISS")
     given = []
     for place, _ in run.given:

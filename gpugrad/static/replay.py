@@ -193,9 +193,9 @@ class ReplayedProgram:
                 t.array = Stale(self.name)
         self._lent = []
 
-    def undo(self) -> None:
-        """Take back what the hosts counted."""
-        for host in self.hosts[::-1]:
+    def undo(self, count: int | None = None) -> None:
+        """Take back what the hosts, or the first so many of them, counted."""
+        for host in self.hosts[:count][::-1]:
             if host.undo is not None:
                 host.undo()
 
@@ -203,8 +203,10 @@ class ReplayedProgram:
         answers: list = []
         if self.hosts:
             try:
-                answers = [host.call() for host in self.hosts]
+                for host in self.hosts:
+                    answers.append(host.call())
             except Changed:
+                self.undo(len(answers))
                 return None
         inputs: list = []
         for read in self._reads:

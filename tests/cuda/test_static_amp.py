@@ -3,6 +3,7 @@ skips, counts and learning rates in its memory. One CUDA graph, and the bits of 
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
@@ -273,6 +274,47 @@ def test_factors_of_the_scaler_are_asked_for():
     assert histories[0] == histories[1]
     assert histories[0][5]["scale"] == histories[0][4]["scale"] / 4
     captured(training.step)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "master"])
+@pytest.mark.parametrize("between", ["loaded", "eager"])
+def test_states_that_are_loaded_and_eager_steps_between(optimizer, between):
+    histories = []
+    for compiled in (False, True):
+        training = Training(optimizer, compiled, half=optimizer == "master")
+        history = []
+        for k, (x, y) in enumerate(training.batches(14)):
+            if between == "loaded" and k == 4:
+                saved = copy.deepcopy(training.optimizer.state_dict())
+                scale = training.scaler.state_dict()
+            if between == "loaded" and k == 8:
+                training.optimizer.load_state_dict(saved)
+                training.scaler.load_state_dict(scale)
+            if between == "eager" and k in (7, 8):
+                training.eager(x, y)
+            else:
+                training.one(x, y)
+            history.append((training.values(), training.scaler.state_dict()))
+        histories.append(history)
+    assert histories[0] == histories[1]
+    assert training.step.stats["replays"] >= 8
+
+
+@pytest.mark.parametrize("options", [{"check": 4}, {"dynamic": True}])
+def test_options_of_compile(options):
+    histories = []
+    for compiled in (False, True):
+        training = Training("adamw", False)
+        if compiled:
+            training.step = gg.compile(training.eager, fullgraph=True, **options)
+        rng, history = np.random.default_rng(0), []
+        for size in (4, 4, 4, 4, 4, 4, 6, 6, 6, 5, 7, 5, 7):
+            x = gg.tensor(rng.normal(size=(size, 8)).astype(np.float32), device="cuda")
+            loss = training.step(x, gg.tensor(rng.integers(0, 3, size), device="cuda"))
+            history.append((loss.item(), training.values()))
+        histories.append(history)
+    assert histories[0] == histories[1]
+    assert training.step.stats["replays"] >= 4
 
 
 def test_an_optimizer_with_a_step_of_its_own():

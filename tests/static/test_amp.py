@@ -300,3 +300,62 @@ def test_a_rate_that_is_written_between_calls():
         results.append(history)
     np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
     assert f.stats["replays"] == 6
+
+
+@pytest.mark.parametrize("schedule", ["ExponentialLR", "StepLR"])
+def test_a_schedule_of_a_rate_in_a_tensor_runs_eagerly(schedule):
+    """A replay would let it write the rate before the program reads it."""
+    results = []
+    for compiled in (False, True):
+        w, rate = gg.ones(3, requires_grad=True), gg.tensor(0.1)
+        optimizer = gg.optim.SGD([w], lr=rate)
+        options = {"gamma": 0.5} if schedule == "ExponentialLR" else {"step_size": 4}
+        scheduler = getattr(gg.optim.lr_scheduler, schedule)(optimizer, **options)
+
+        def step(optimizer=optimizer, scheduler=scheduler, w=w):
+            optimizer.zero_grad()
+            (w * w).sum().backward()
+            optimizer.step()
+            scheduler.step()
+
+        f = gg.compile(step) if compiled else step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(12):
+                f()
+        results.append((w.tolist(), rate.item()))
+    assert results[0] == results[1]
+    assert "of a learning rate in a tensor" in f.explain()
+
+
+@pytest.mark.parametrize("second", ["load", "group"])
+def test_steps_are_counted_once_where_a_recording_no_longer_applies(second):
+    """One optimizer is asked, and counts; then the other one turns out to have changed."""
+    histories = []
+    for compiled in (False, True):
+        gg.manual_seed(0)
+        a, b, c = (gg.randn(3, requires_grad=True) for _ in range(3))
+        first, other = gg.optim.Adam([a], lr=0.1), gg.optim.Adam([b], lr=0.1)
+        other.add_param_group({"params": [c], "lr": 0.01})
+
+        def step(first=first, other=other, tensors=(a, b, c)):
+            for optimizer in (first, other):
+                optimizer.zero_grad()
+            sum((t * t).sum() for t in tensors).backward()
+            for optimizer in (first, other):
+                optimizer.step()
+
+        f, history = gg.compile(step) if compiled else step, []
+        for k in range(12):
+            if k == 6 and second == "load":
+                other.load_state_dict(other.state_dict())
+            if k == 6 and second == "group":  # its second group: the first one was asked
+                other.state[c]["exp_avg"] = other.state[c]["exp_avg"].clone()
+            f()
+            counts = [s["step"].item() for o in (first, other) for s in o.state.values()]
+            history.append(([t.tolist() for t in (a, b, c)], counts))
+        histories.append(history)
+    assert [c for _, c in histories[1]] == [c for _, c in histories[0]]
+    for (x, _), (y, _) in zip(*histories, strict=True):
+        np.testing.assert_allclose(y, x, rtol=1e-5)
+    assert f.stats["replays"] >= 6
