@@ -13,7 +13,7 @@ from ..backend.numpy import xp as np
 from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
 from ..codegen.rows import RowProgram
-from ..dtypes import float32
+from ..dtypes import float32, is_half
 from ..foreach import Update
 from ..ops.core import REGISTRY, Elementwise, Meta, Op, run_program
 from . import text
@@ -145,7 +145,7 @@ class UpdateCall(ProgramCall):
     kind = "update"
 
     def evaluate(self, args):
-        halves = [hasattr(a, "dtype") and a.dtype.itemsize < 4 for a in args]
+        halves = [hasattr(a, "dtype") and is_half(a.dtype) for a in args]
         if not any(halves):
             return super().evaluate(args)
         wide = [a.astype(float32) if half else a for a, half in zip(args, halves, strict=True)]
@@ -468,8 +468,8 @@ def _zeros(v: Value) -> Any:
 def expression_of(node: Node) -> Program | None:
     """What an elementwise node computes, as a program of its inputs; None for other nodes."""
     if isinstance(node.call, ProgramCall):
-        half = any(v.dtype is not None and v.dtype.itemsize == 2 for v in node.outputs)
-        return None if half and node.call.__class__ is UpdateCall else node.call.program
+        # an update of 16-bit tensors, or by them, computes in float32
+        return None if node.call.__class__ is UpdateCall and reads_half(node) else node.call.program
     if node.call.__class__ is OpCall:
         op = node.call.op
         if isinstance(op, Elementwise):
@@ -481,6 +481,11 @@ def expression_of(node: Node) -> Program | None:
         ):
             return TRUTH
     return None
+
+
+def reads_half(node: Node) -> bool:
+    """Whether float16 or bfloat16 arrays are among the inputs of a node."""
+    return any(v.dtype is not None and is_half(v.dtype) for v in node.values)
 
 
 # A mask as numbers.

@@ -12,7 +12,9 @@ import pytest
 import gpugrad as gg
 from gpugrad import nn
 from gpugrad.nn import functional as F
+from gpugrad.static import runners
 
+pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 
 STEPS = 14
@@ -87,9 +89,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("optimizer, where, lower", CASES)
-def test_training_is_that_of_eager_mode(optimizer, where, lower):
+@pytest.mark.parametrize("native", [True, False])
+def test_training_is_that_of_eager_mode(optimizer, where, lower, native, monkeypatch):
     """Fused loops and native sums round otherwise in the last place of float32; where that decides
     how a 16-bit number is rounded, more: a thousandth for losses, a tenth of a step for others."""
+    if not native:
+        monkeypatch.setattr(runners, "machine", lambda: None)
     given = (where, getattr(gg, lower), where == "half")
     expected, found = train(optimizer, False, *given), train(optimizer, True, *given)
     for a, b in zip(found, expected, strict=True):

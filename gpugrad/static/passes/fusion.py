@@ -21,7 +21,16 @@ from ...backend.numpy import xp as np
 from ...codegen import cuda, llvm, vector_math
 from ...codegen.expr import Expr, exactly
 from ...codegen.rows import ELEMENT, HOLE, ROW
-from ..graph import Graph, Node, OpCall, ProgramCall, RowsCall, UpdateCall, Value
+from ..graph import (
+    Graph,
+    Node,
+    OpCall,
+    ProgramCall,
+    RowsCall,
+    UpdateCall,
+    Value,
+    reads_half,
+)
 from .pointwise import FLOATS, Expressions, as_program, pointwise, read_by
 from .recomputing import recompute
 from .rewriting import Replacements
@@ -286,9 +295,10 @@ class _Fusion:
         expressions = [known[v] for v in chosen]
         if part.rows is None:
             program, inputs = as_program(expressions, self._expressions.leaves, part.shape)
-            update = any(node.call.__class__ is UpdateCall for node in members)
-            call = UpdateCall(program) if update else ProgramCall(program)
-            return Node(call, inputs, chosen, line)
+            fused = Node(ProgramCall(program), inputs, chosen, line)
+            if any(node.call.__class__ is UpdateCall for node in members) and not reads_half(fused):
+                fused.call = UpdateCall(program)
+            return fused
         rows = next(node for node in members if _is_rows(node))
         pairs = [(kinds[v], known[v]) for v in chosen]
         return rows_node(pairs, self._expressions.leaves, rows, part.shape, chosen)
