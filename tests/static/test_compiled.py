@@ -8,6 +8,7 @@ import pytest
 
 import gpugrad as gg
 from gpugrad import nn
+from gpugrad.codegen.machine import machine
 
 
 def counted(function):
@@ -400,6 +401,7 @@ def test_explain_tells_what_was_made():
     assert "compiled <lambda>" in repr(compiled)
 
 
+@pytest.mark.skipif(machine() is None, reason="without llvmlite results are always copies")
 def test_borrowed_results_are_memory_of_the_program():
     compiled = gg.compile(lambda x: (x * 2, (x + 1).sum()), outputs="borrow")
     last = None
@@ -458,3 +460,22 @@ def test_a_variable_of_the_closure_without_a_value():
     later = gg.ones(2)
     assert f(gg.ones(2), True).tolist() == [2.0, 2.0]
     assert f(gg.ones(2), False).tolist() == [2.0, 2.0]
+
+
+def test_own_kernels():
+    @gg.kernel
+    def swish(x, beta):
+        return x * gg.sigmoid(beta * x)
+
+    def f(x, beta):
+        y = swish(x, beta)
+        return y.detach(), *gg.autograd.grad(y.sum(), (x, beta))
+
+    compiled = gg.compile(f, fullgraph=True)
+    for _ in range(5):
+        x = gg.randn(3, 7, dtype=gg.float64, requires_grad=True)
+        beta = gg.rand(7, dtype=gg.float64).requires_grad_()
+        for a, b in zip(compiled(x, beta), f(x, beta), strict=True):
+            gg.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    assert compiled.stats["replays"] == 3
+    assert not getattr(compiled.programs[-1].run, "fallbacks", ())
