@@ -541,7 +541,7 @@ def write(x: Tensor, value: Tensor) -> Tensor:
         with cuda_backend.on_device_of(x.array):
             x.array[...] = source
     if modes.special and (recorder := modes.local.recording) is not None:
-        recorder.write(x, source)
+        recorder.write(x, value)
     bump_version(x)
     _rebase(x, value)
     return x

@@ -80,6 +80,10 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
     results = [id(p) for p in recording.places if p.__class__ is Place]
     if len(set(results)) < len(results):  # one tensor is returned twice
         return None
+    stored = {id(target) for target, _ in program.graph.stores}
+    pairs = zip(program.graph.inputs, program.graph.sources, strict=True)
+    if any(id(v) in stored and source.__class__ is LiveArray for v, source in pairs):
+        return None
     s = _Source()
     s.names.update(MISS=MISS, modes=modes, writes=module_writes, settings=settings, Tensor=Tensor,
                    wrap=wrap, lock=compiled.lock, entry=run.entry, program=program)  # fmt: skip

@@ -362,8 +362,10 @@ class Recorder:
     # ---- effects
 
     def write(self, target: Tensor, value) -> None:
-        """The memory of a tensor now holds the values of an array of its shape and dtype."""
-        self.write_value(target.array, self.value(value), target)
+        """The memory of a tensor now holds the values of a tensor or array of its shape and
+        dtype."""
+        tensor = value if isinstance(value, Tensor) else None
+        self.write_value(target.array, self.value(_array(value), tensor), target)
 
     def write_value(self, array, value: Value, tensor: Tensor | None = None) -> None:
         entry = self._known.get(id(array))

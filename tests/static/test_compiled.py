@@ -479,3 +479,52 @@ def test_own_kernels():
             gg.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     assert compiled.stats["replays"] == 3
     assert not getattr(compiled.programs[-1].run, "fallbacks", ())
+
+
+def test_tensors_outside_that_swap():
+    a, b = gg.zeros(2), gg.ones(2)
+
+    @gg.compile
+    def swap():
+        old = a.clone()
+        a.copy_(b)
+        b.copy_(old)
+        return old
+
+    for k in range(7):
+        assert swap().tolist() == [float(k % 2)] * 2
+        assert a.tolist() == [float((k + 1) % 2)] * 2
+        assert b.tolist() == [float(k % 2)] * 2
+    assert swap.stats["replays"] == 5
+
+
+def test_a_value_from_before_a_write():
+    w = gg.zeros(3)
+
+    @gg.compile
+    def f():
+        before = w * 1
+        also = w.reshape(3, 1).reshape(3) + 0.0
+        w.add_(1)
+        return before, also, w
+
+    for k in range(6):
+        before, also, after = f()
+        assert before.tolist() == also.tolist() == [float(k)] * 3
+        assert after is w
+        assert w.tolist() == [k + 1.0] * 3
+
+
+def test_numbers_written_to_an_array_outside():
+    """A tensor that is made anew in every call over the same array."""
+    array = np.zeros(3, "float32")
+
+    @gg.compile
+    def f(x):
+        total = gg.from_numpy(array)
+        total.add_(x)
+        return total * 2
+
+    for k in range(6):
+        assert f(gg.ones(3)).tolist() == [2.0 * (k + 1)] * 3
+    assert array.tolist() == [6.0] * 3
