@@ -33,7 +33,7 @@ from ..compiler import Changed, module_writes
 from ..config import modes, settings
 from ..tensor import Tensor, clock, wrap
 from .recording import Place
-from .replay import MISS, ReplayedProgram
+from .replay import MISS, ReplayedProgram, view_of
 from .run_cpu import NativeProgram
 from .sources import Argument, HostResult, Live, LiveArray
 
@@ -231,7 +231,8 @@ def _leave(s: _Source, program: ReplayedProgram, run: NativeProgram) -> None:
             tensor = f"{'spent' if p.result in recording.with_history else 'wrap'}({copy})"
             found.append(value if p.bare or p.number else tensor)
         else:
-            found.append(f"x{p.argument}" if p.argument is not None else s.name(p.tensor))
-    s.names.update(rebuild=recording.rebuild, spent=_with_history)
+            base = f"x{p.argument}" if p.argument is not None else s.name(p.tensor)
+            found.append(base if p.chain is None else f"view_of({base}, {s.name(p.chain)})")
+    s.names.update(rebuild=recording.rebuild, spent=_with_history, view_of=view_of)
     several = f"rebuild([{', '.join(found)}])"
     s.add(f"        return {found[0] if recording.single else several}")

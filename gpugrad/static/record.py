@@ -609,6 +609,23 @@ class Recorder:
         place = self.graph.inputs.index(entry.memory.input)
         return getattr(self.graph.sources[place], "tensor", None) is tensor
 
+    def view_outside(self, tensor: Tensor) -> tuple[Any, tuple] | None:
+        """Whose memory a tensor without history is a view of, if that existed before: its source,
+        and the operations that lead to the view."""
+        entry = self._known.get(id(tensor.array))
+        if entry is None or entry.memory.input is None or tensor.requires_grad:
+            return None
+        chain = []
+        while entry.parent is not None:
+            chain.append(entry.step)
+            entry = entry.parent
+        root = entry.memory.input
+        assert root is not None
+        source = self.graph.sources[self.graph.inputs.index(root)]
+        if source.__class__ not in (Argument, Live):
+            return None
+        return source, tuple(chain[::-1])
+
     def finish(self, outputs: Sequence[Tensor]) -> Graph:
         """The graph, with tensors as its outputs and everything written as its stores."""
         graph = self.graph

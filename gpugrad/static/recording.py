@@ -12,7 +12,7 @@ from ..config import modes
 from ..tensor import Tensor, wrap
 from ..tree import flatten, tree_map
 from . import compose, passes
-from .graph import Graph, Node, difference
+from .graph import Graph, Node, difference, frozen
 from .numbers import Number
 from .record import Recorder
 from .sources import Argument, Live, LiveArray
@@ -20,20 +20,23 @@ from .sources import Argument, Live, LiveArray
 
 class Place:
     """Where a returned tensor is found: among the results of the graph, among the arguments, or
-    the tensor itself."""
+    the tensor itself; with a ``chain`` of operations, as a view of one of the last two."""
 
-    __slots__ = ("argument", "bare", "number", "result", "tensor")
+    __slots__ = ("argument", "bare", "chain", "number", "result", "tensor")
 
     def __init__(
-        self, result=None, argument=None, tensor=None, bare: bool = False, number: bool = False
-    ):
+        self, result=None, argument=None, tensor=None, bare: bool = False, number: bool = False,
+        chain: tuple | None = None,
+    ):  # fmt: skip
         self.result, self.argument, self.tensor = result, argument, tensor
+        self.chain = chain
         self.bare = bare  # an array, not a tensor
         self.number = number  # its value, as item() gives it
 
     def __eq__(self, other) -> bool:
         same = self.tensor is other.tensor
         same = same and (self.bare, self.number) == (other.bare, other.number)
+        same = same and frozen(self.chain) == frozen(other.chain)
         return same and (self.result, self.argument) == (other.result, other.argument)
 
     __hash__ = None  # type: ignore[assignment]
@@ -176,6 +179,7 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
     computed: list[Tensor] = []
     places: list = []
     found: dict[int, Place] = {}
+    views: list[Tensor] = []  # of tensors outside
     for leaf in returned:
         bare = backend_arrays.is_array(leaf)
         if id(leaf) in found:  # one tensor, returned twice
@@ -191,11 +195,18 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
             places.append(Place(argument=arguments[id(leaf)]))
         elif not bare and recorder.is_live(leaf):
             places.append(Place(tensor=leaf))
+        elif not bare and (view := recorder.view_outside(leaf)) is not None:
+            source, chain = view
+            whose = source.place if source.__class__ is Argument else None
+            outside = None if whose is not None else source.tensor
+            found[id(leaf)] = Place(argument=whose, tensor=outside, chain=chain)
+            places.append(found[id(leaf)])
+            views.append(leaf)
         else:
             found[id(leaf)] = Place(result=len(computed), bare=bare)
             places.append(found[id(leaf)])
             computed.append(wrap(leaf) if bare else leaf)
-    recording = Recording(recorder, _escaped(recorder, computed))
+    recording = Recording(recorder, _escaped(recorder, [*computed, *views]))
     recording.places, recording.rebuild, recording.count = places, rebuild, len(computed)
     recording.with_history = [k for k, t in enumerate(computed) if t.requires_grad]
     recording.single = not isinstance(result, (tuple, list, dict))

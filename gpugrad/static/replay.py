@@ -277,8 +277,17 @@ class ReplayedProgram:
             elif p.result is not None:
                 found.append(_output(p, outputs[p.result]))
             else:
-                found.append(leaves[p.argument] if p.argument is not None else p.tensor)
+                base = leaves[p.argument] if p.argument is not None else p.tensor
+                found.append(base if p.chain is None else view_of(base, p.chain))
         return recording.rebuild(found)
+
+
+def view_of(base: Tensor, chain: tuple) -> Tensor:
+    """A view of a tensor, without history, as the function would have returned it."""
+    view = base.detach()  # type: ignore[operator]
+    for op, params in chain:
+        view = op(view, **params)
+    return view
 
 
 class Stale:

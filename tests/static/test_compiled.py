@@ -270,6 +270,28 @@ def test_arguments_and_views_come_back_as_themselves():
         assert b is y
         assert x.tolist() == [2.0, 2.0]
         gg.testing.assert_close(c, y[0])
+        c.zero_()  # a view
+        assert y[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_views_of_tensors_outside_are_views():
+    w = gg.zeros(2, 3)
+    p = gg.ones(2, requires_grad=True)
+
+    @gg.compile
+    def f():
+        w.add_(1)
+        return w[0], w.T, p.detach(), w.T + 0
+
+    for k in range(6):
+        row, turned, plain, copy = f()
+        assert row.tolist() == [k + 1.0] * 3
+        row[0] = 50.0
+        assert w[0, 0].item() == turned[0, 0].item() == 50.0
+        assert copy[0, 0].item() == k + 1.0
+        w[0, 0] = k + 1.0
+        assert plain.array is p.array
+        assert not plain.requires_grad
 
 
 def test_stale_values_are_noticed_after_a_replay():
