@@ -232,12 +232,15 @@ def elementwise(op: Elementwise, args) -> Tensor:
             return result
     if any(isinstance(a, Expr) for a in args):  # inside foreach: build the expression
         return apply(op, args, {})
+    followed = [k for k, a in enumerate(args) if hasattr(a, "recorded")] if modes.special else ()
+    weak = {k: args[k].value for k in followed}
     args = [_operand(op, a) for a in args]
     if modes.special and (policy := policy_of(op.name, *args)):
         args = list(policy.arguments(tuple(args)))
     values = [a.array if isinstance(a, Tensor) else a for a in args]
     first = 1 if op.name == "where" else 0  # the condition takes no part in promotion
-    target = _compute_dtype(op, values[first:])
+    asked = [weak.get(k, v) for k, v in enumerate(values)] if weak else values
+    target = _compute_dtype(op, asked[first:])
     gpu = same_device(op.name, values)
     for i in range(first, len(args)):
         v = values[i]
@@ -359,12 +362,12 @@ def _scalar_tensor(value, dtype, like) -> Tensor:
 def _operand(op, a):
     if isinstance(a, np.generic):  # first, because numpy.float64 is a float
         return a.item()
+    if modes.special and hasattr(a, "recorded"):  # a number that a recorder follows
+        return a.recorded
     if isinstance(a, (Tensor, *_SCALARS)):
         return a
     if backend_arrays.is_array(a):
         return over(a)
-    if modes.special and hasattr(a, "recorded"):  # what item() gives a recorder (static/numbers.py)
-        return a.recorded
     raise TypeError(
         f"{op.name}(): argument must be a Tensor, an array or a number, not {type(a).__name__}"
     )

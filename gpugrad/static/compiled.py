@@ -20,6 +20,7 @@ from ..errors import at
 from ..tensor import Tensor, highest
 from ..tree import flatten, structure
 from . import checking, dynamic, fast
+from .floats import FOLLOWED, Floats
 from .graph import Graph
 from .recording import Recording, record
 from .replay import MISS, ReplayedProgram
@@ -53,6 +54,7 @@ class Compiled:
         self._warned: set[str] = set()
         self._fast: Callable[[Sequence], Any] | None = None  # the short way to the last program
         self.calls = 0
+        self.floats = Floats()
 
     def __call__(self, *args, **kwargs):
         short = self._fast
@@ -67,6 +69,9 @@ class Compiled:
         with self.lock:
             self.calls += 1
             variant = self._variants.get(key)
+            if variant is None and self.floats.note(key, _LEAVES, leaves):
+                key = self._key(leaves, args, kwargs)
+                variant = self._variants.get(key)
             if variant is None:
                 variant = self._new_variant(key, leaves)
             if variant.rejected is None or variant.programs:
@@ -116,13 +121,15 @@ class Compiled:
 
     def _key(self, leaves: Sequence, args, kwargs) -> Any:
         key: list = [not modes.unusual or modes.local.grad, settings.default_dtype]  # _LEAVES
-        for leaf in leaves:
+        for place, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
                 a = leaf.array
                 without_grad = leaf.grad is None
                 key.append((a.shape, a.dtype, a.__class__, leaf._node is not None, without_grad))
             elif backend_arrays.is_array(leaf):
                 key.append((leaf.shape, leaf.dtype, leaf.__class__))
+            elif leaf.__class__ is float and place in self.floats.followed:
+                key.append((float, FOLLOWED))
             else:
                 key.append((leaf.__class__, _hashable(leaf)))
         if len(leaves) > 1:
@@ -148,6 +155,9 @@ class Compiled:
 
     def _record(self, variant: Variant, args, kwargs, leaves: Sequence, rebuild: Callable):
         self.surroundings.refresh()
+        if self.floats.followed:
+            leaves = self.floats.marked(leaves)
+            args, kwargs = rebuild(leaves)
         result, recording = record(self._function, args, kwargs, leaves, variant.before)
         state = modes.local.autocast
 
@@ -158,7 +168,11 @@ class Compiled:
 
         variant.take(recording, function, self._borrow)
         if variant.rejected is not None:
-            self._reject(variant.rejected)
+            if recording.numbers:  # another try, with the numbers as constants
+                self.floats.refuse()
+                self._variants = {k: v for k, v in self._variants.items() if v is not variant}
+            else:
+                self._reject(variant.rejected)
         return result
 
     def _reject(self, reason: str) -> None:
@@ -266,6 +280,8 @@ class Variant:
             self.rejected = f"{reason}{at(line)}"
             return
         what = before.differs(recording) if before is not None else "there was one call only"
+        if before is not None and recording.numbers and recording.numbers == before.numbers:
+            what = "a number that changed before is the same again"
         known = self.member is not None and self.member.family.expects(recording, self.member.dims)
         if what is None or known:
             what = recording.escaped

@@ -89,7 +89,7 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
                    wrap=wrap, lock=compiled.lock, entry=run.entry, program=program)  # fmt: skip
     s.names["compiled"] = compiled
     _check_surroundings(s, compiled.surroundings)
-    arrays = _check_arguments(s, args, recording.pinned)
+    arrays = _check_arguments(s, args, recording.pinned, compiled.floats.followed)
     _check_live(s, program)
     s.add("    with lock:")
     _run(s, program, run, arrays)
@@ -120,12 +120,16 @@ def _check_surroundings(s: _Source, surroundings) -> None:
         s.unless(*conditions)
 
 
-def _check_arguments(s: _Source, args: Sequence, pinned) -> dict[int, str]:
+def _check_arguments(s: _Source, args: Sequence, pinned, followed: set[int]) -> dict[int, str]:
     """The names of the arguments' arrays, by place."""
     arrays: dict[int, str] = {}
     s.unless(f"len(args) == {len(args)}")
     for k, a in enumerate(args):
         s.add(f"    x{k} = args[{k}]")
+        if a.__class__ is float and k in followed:
+            s.unless(f"x{k}.__class__ is float")
+            arrays[k] = f"x{k}"
+            continue
         if not isinstance(a, Tensor):
             s.unless(f"x{k}.__class__ is {s.name(a.__class__)}", f"x{k} == {s.name(a)}")
             continue

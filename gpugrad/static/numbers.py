@@ -76,14 +76,72 @@ class Number:
         return bool(self.tensor != 0)
 
 
+class FloatArgument(float):
+    """A float among the arguments of a function that is recorded: an input of the program.
+
+    It is a float for everybody who asks. What Python's and NumPy's own code do with it cannot be
+    seen; therefore two recordings with different numbers must give the same graph.
+    """
+
+    __slots__ = ("tensor",)
+    tensor: Tensor
+
+    @classmethod
+    def of(cls, value: float, tensor: Tensor) -> FloatArgument:
+        """The float with the tensor that stands for it."""
+        self = cls(value)
+        self.tensor = tensor
+        return self
+
+    @property
+    def value(self) -> float:
+        """An ordinary float."""
+        return float.__float__(self)
+
+    @property
+    def recorded(self) -> Tensor:
+        """The tensor, for operations."""
+        return self.tensor
+
+    def __neg__(self):
+        return FloatArgument.of(-self.value, -self.tensor)
+
+    def __pos__(self):
+        return self
+
+    def __abs__(self):
+        return FloatArgument.of(abs(self.value), self.tensor.abs())
+
+    def __bool__(self) -> bool:
+        return bool(self.tensor != 0)
+
+    __hash__ = float.__hash__  # replaced below, as the comparisons take it away
+
+
+def _left(name: str) -> Callable:
+    """A method of float that leads out of the program."""
+    plain = getattr(float, name)
+
+    def method(self, *args):
+        recorder = modes.local.recording
+        if recorder is not None:
+            recorder.read(f"{name} of a number")
+        return plain(self, *args)
+
+    return method
+
+
+_TRACKED = (Number, FloatArgument)
+
+
 def _arithmetic(function: Callable, reflected: bool) -> Callable:
-    def method(self: Number, other):
+    def method(self, other):
         if isinstance(other, Tensor):
             a, b = (other, self.tensor) if reflected else (self.tensor, other)
             return function(a, b)
         other_tensor: Any = other
         other_value: Any = other
-        if isinstance(other, Number):
+        if other.__class__ in _TRACKED:
             other_tensor, other_value = other.tensor, other.value
         elif other.__class__ not in (int, float, bool):
             return NotImplemented
@@ -91,16 +149,19 @@ def _arithmetic(function: Callable, reflected: bool) -> Callable:
         x, y = (other_value, self.value) if reflected else (self.value, other_value)
         with grad_mode(False):
             wide = function(a, b)
-        if isinstance(y, float) and wide.dtype.kind == "f":
+        found = function(x, y)
+        if isinstance(found, float) and wide.dtype.kind == "f":
             wide = wide.double()
-        return Number(wide, function(x, y))
+            if FloatArgument in (self.__class__, other.__class__):
+                return FloatArgument.of(found, wide)
+        return Number(wide, found)
 
     return method
 
 
 def _comparison(function: Callable) -> Callable:
-    def method(self: Number, other):
-        if isinstance(other, Number):
+    def method(self, other):
+        if other.__class__ in _TRACKED:
             other = other.tensor
         elif other.__class__ not in (int, float, bool):
             return NotImplemented
@@ -110,7 +171,16 @@ def _comparison(function: Callable) -> Callable:
 
 
 for _name in ("add", "sub", "mul", "truediv", "pow"):
-    setattr(Number, f"__{_name}__", _arithmetic(getattr(operator, _name), False))
-    setattr(Number, f"__r{_name}__", _arithmetic(getattr(operator, _name), True))
+    for _class in _TRACKED:
+        setattr(_class, f"__{_name}__", _arithmetic(getattr(operator, _name), False))
+        setattr(_class, f"__r{_name}__", _arithmetic(getattr(operator, _name), True))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Number, f"__{_name}__", _comparison(getattr(operator, _name)))
+    for _class in _TRACKED:
+        setattr(_class, f"__{_name}__", _comparison(getattr(operator, _name)))
+for _name in (
+    "__float__", "__int__", "__trunc__", "__floor__", "__ceil__", "__round__", "__repr__",
+    "__format__", "__hash__", "__floordiv__", "__rfloordiv__", "__mod__", "__rmod__", "__divmod__",
+    "__rdivmod__", "is_integer", "as_integer_ratio", "hex",
+):  # fmt: skip
+    setattr(FloatArgument, _name, _left(_name))
+FloatArgument.__str__ = FloatArgument.__repr__  # type: ignore[method-assign]

@@ -12,8 +12,9 @@ from ..config import modes
 from ..tensor import Tensor, wrap
 from ..tree import flatten, tree_map
 from . import compose, passes
+from .floats import followed_values
 from .graph import Graph, Node, difference, frozen
-from .numbers import Number
+from .numbers import FloatArgument, Number
 from .record import Recorder
 from .sources import Argument, Live, LiveArray
 
@@ -57,6 +58,7 @@ class Recording:
     graph: Graph
     places: list
     rebuild: Callable
+    numbers: tuple[float, ...] = ()  # floats among the arguments that are inputs
     single: bool  # one leaf is returned, in no structure
     function: Callable
     count: int
@@ -120,6 +122,8 @@ def record(
     for place, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) or backend_arrays.is_array(leaf):
             recorder.argument(leaf, Argument(place))
+        elif leaf.__class__ is FloatArgument:
+            recorder.argument(leaf.tensor, Argument(place))
     outer, modes.local.recording = modes.local.recording, recorder
     modes.enter(special=True)
     try:
@@ -146,8 +150,10 @@ def record(
     if recording.failure is None and not all(map(recorder.has_written, changed)):
         what = "the memory of a tensor is written by something else than gpugrad's operations"
         recording.failure = (what, _line_of(function))
-    if any(p.__class__ is Place and p.number for p in recording.places):
-        result = tree_map(lambda x: x.value if x.__class__ is Number else x, result)
+    recording.numbers = followed_values(leaves)
+    if recording.numbers or any(p.__class__ is Place and p.number for p in recording.places):
+        followed = (Number, FloatArgument)
+        result = tree_map(lambda x: x.value if x.__class__ in followed else x, result)
     return result, recording
 
 
@@ -185,11 +191,13 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
         if id(leaf) in found:  # one tensor, returned twice
             places.append(found[id(leaf)])
             continue
-        if leaf.__class__ is Number:
+        if leaf.__class__ in (Number, FloatArgument) and id(leaf) not in arguments:
             places.append(Place(result=len(computed), number=True))
             computed.append(leaf.tensor)
             continue
-        if not isinstance(leaf, Tensor) and not bare:
+        if id(leaf) in arguments and leaf.__class__ is FloatArgument:
+            places.append(Place(argument=arguments[id(leaf)]))
+        elif not isinstance(leaf, Tensor) and not bare:
             places.append(leaf)
         elif id(leaf) in arguments:
             places.append(Place(argument=arguments[id(leaf)]))

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from ..autograd import engine
 from ..backend import arrays as backend_arrays
+from ..backend.numpy import xp as np
 from ..compiler import Changed
 from ..tensor import Tensor, bump_versions, wrap
 from ..tree import flatten
@@ -215,6 +216,8 @@ class ReplayedProgram:
                 inputs.append(read[1]())
             elif kind == 0:
                 leaf = leaves[read[1]]
+                if leaf.__class__ is float:
+                    leaf = np.array(leaf)
                 inputs.append(leaf.array if isinstance(leaf, Tensor) else leaf)
             elif kind == 1:
                 inputs.append(answers[read[1]][read[2]])

@@ -246,7 +246,7 @@ class NativeProgram:
             for a in (*self._arrays.values(), *seen_by_tasks)
         )
         read_here = v in self.graph.results() or any(t is v for t, _ in self.graph.stores)
-        if read_here or viewed or v in self._used_by_python or not own.size:
+        if read_here or viewed or v in self._used_by_python or not own.size or not v.shape:
 
             def copy(a) -> None:
                 own[...] = a

@@ -1,5 +1,6 @@
 """What ``compile`` promises of functions: tapes, branches, numbers, surroundings, errors."""
 
+import math
 import threading
 import warnings
 
@@ -550,3 +551,57 @@ def test_numbers_written_to_an_array_outside():
     for k in range(6):
         assert f(gg.ones(3)).tolist() == [2.0 * (k + 1)] * 3
     assert array.tolist() == [6.0] * 3
+
+
+def test_a_float_that_changes_becomes_an_input():
+    w, u = gg.ones(4, requires_grad=True), gg.ones(4, requires_grad=True)
+
+    def step(w, x, lr):
+        loss = ((w * x).sum() - 1) ** 2
+        w.grad = None
+        loss.backward()
+        with gg.no_grad():
+            w.sub_(lr * w.grad * (1 - lr * 0.5))
+        return loss * lr, lr, lr * 2
+
+    body, runs = counted(lambda x, lr: step(w, x, lr))
+    compiled = gg.compile(body)
+    for k in range(14):
+        x, lr = gg.randn(4), 0.1 / (k + 1)
+        found, expected = compiled(x, lr), step(u, x, lr)
+        assert found[1:] == expected[1:]
+        assert [type(n) for n in found[1:]] == [float, float]
+        assert found[0].dtype == expected[0].dtype
+        gg.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-6)
+        gg.testing.assert_close(w, u, rtol=1e-4, atol=1e-6)
+    assert len(runs) == 4  # two constants, then two recordings with different numbers
+
+
+def test_branches_on_a_float_that_changes():
+    compiled = gg.compile(lambda x, a: x * a if a > 5 else x - a)
+    for k in range(20):
+        expected = k if k > 5 else 1.0 - k
+        assert compiled(gg.ones(2), float(k)).tolist() == [float(expected)] * 2
+    assert compiled.stats["replays"] == 14
+    assert compiled.stats["programs"] == 2
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, a: x * math.sqrt(a),
+        lambda x, a: x * float(f"{a:.3f}"),
+        lambda x, a: x * np.square(a).item(),
+        lambda x, a: x * {0.0: 5.0}.get(a, 2.0),
+        lambda x, a: x + gg.full((2,), a),
+        lambda x, a: x.clamp(max=min(a, 3.0)),
+        lambda x, a: x * math.floor(a),
+    ],
+)
+def test_floats_whose_use_is_not_seen_stay_constants(use):
+    compiled = gg.compile(use)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in [*range(8), *range(8)]:
+            x = gg.full((2,), 9.0)
+            gg.testing.assert_close(compiled(x, k / 2), use(x, k / 2))
