@@ -22,7 +22,7 @@ from functools import lru_cache
 
 from .ir import Code, Value
 from .machine import Machine
-from .tasks import Task, parameters, share
+from .tasks import WHOLE, Task, parameters, share
 
 
 def task(
@@ -88,7 +88,8 @@ def _text(arguments: str, scratch: int, status: bool) -> str:
             code.store(share(code, groups, last), code.at(sizes, 4))
             given.append(sizes)
         elif kind == "S":
-            part = share(code, word(), first)
+            # the number of the part: its share begins at part / parts, rounded down
+            part = (word() * first + (WHOLE - 1)).bitwise("lshr", WHOLE.bit_length() - 1)
             given.append(code.load(code.at(code.at(table, place), part), "ptr"))
             place += scratch
     function = code.load(code.at(table, 1), "ptr")

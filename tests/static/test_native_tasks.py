@@ -1,11 +1,15 @@
 """Native tasks beside NumPy: copies, conversions, rows by index, sums; poisoned outputs."""
 
+import ctypes
+import itertools
+
 import numpy as np
 import pytest
 
-from gpugrad.codegen import convert, moves
+from gpugrad.codegen import calls, convert, moves
+from gpugrad.codegen.ir import Code
 from gpugrad.codegen.machine import machine
-from gpugrad.codegen.tasks import TaskList
+from gpugrad.codegen.tasks import WHOLE, TaskList
 
 pytestmark = pytest.mark.skipif(machine() is None, reason="no compiler: pip install gpugrad[jit]")
 
@@ -123,3 +127,31 @@ def test_filling(n):
     out = poisoned(n, "float32")
     run(moves.fill(out, 1.5))
     np.testing.assert_array_equal(out, np.full(n, 1.5, "float32"))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 10, 48, 64])
+def test_parts_have_scratch_of_their_own(parts):
+    """Two threads that work on parts of one task must not share scratch memory, whatever the
+    rounding of their shares."""
+    compiler = machine()
+    code = Code("double", 1)
+    scratch, first, last = (
+        code.parameter(n, t) for n, t in (("scratch", "ptr"), ("first", "i64"), ("last", "i64"))
+    )
+    data = code.load(code.at(scratch, compiler.offsets["data"], "i8"), "ptr")
+    code.store(first, data)
+    code.store(last, code.at(data, 1))
+    kernel = compiler.load(code.function("kernel", [scratch, first, last]))
+    own = [np.full(2, -1) for _ in range(parts)]
+    count = 100
+    words = [parts, *map(id, own), count, count]
+    task = calls.task(compiler, kernel, "Sfl", words, parts=parts, keep=own)
+    run_share = ctypes.CFUNCTYPE(
+        None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+    )(task.function)
+    table, numbers = (a.buffer_info()[0] for a in (task.table, task.numbers))
+    for k in range(parts):
+        run_share(table, numbers, k * WHOLE // parts, (k + 1) * WHOLE // parts)
+    found = [tuple(a) for a in own]
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(found))
+    assert (found[0][0], found[-1][1]) == (0, count)
