@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .backend import arrays as backend_arrays
 from .backend.device import device as device_class
@@ -280,6 +280,8 @@ class Tensor:
         return truth
 
     def __int__(self) -> int:
+        if modes.special and modes.local.recording is not None and self.array.size == 1:
+            return int(self.item())  # the recorder goes on seeing it
         return int(self._number())
 
     def __float__(self) -> float:
@@ -515,12 +517,30 @@ def views_of(tensor: Tensor) -> list[Tensor]:
     return [v for v in (r() for r in version_of(tensor)[2:]) if v is not None]
 
 
+class _TensorText(NamedTuple):
+    """The text of a tensor with some history, for other values of it."""
+
+    history: str | None
+
+    def __call__(self, array) -> str:
+        return _text(wrap(array), self.history)
+
+
 def _format(t: Tensor) -> str:
+    history = None
+    if t.requires_grad:
+        history = "requires_grad=True" if t.is_leaf else f"grad_fn=<{t._node.name}>"
+    text = _text(t, history)
+    if modes.special and modes.local.recording is not None:
+        modes.local.recording.show(t, text, _TensorText(history))
+    return text
+
+
+def _text(t: Tensor, history: str | None) -> str:
     import numpy as np
 
     from .dtypes import bool_, int64
 
-    _read("printing")
     array = backend_arrays.to_numpy(t.array)
     if is_bfloat16(array.dtype):
         array = array.astype(np.float32)
@@ -533,6 +553,6 @@ def _format(t: Tensor) -> str:
         parts.append(f"dtype={t.dtype}")
     if t.is_cuda:
         parts.append(f"device='{t.device}'")
-    if t.requires_grad:
-        parts.append("requires_grad=True" if t.is_leaf else f"grad_fn=<{t._node.name}>")
+    if history is not None:
+        parts.append(history)
     return f"tensor({', '.join(parts)})"

@@ -14,6 +14,7 @@ from ..errors import at
 from ..tensor import Tensor
 from ..tree import flatten
 from .graph import Graph, Node, Value
+from .output import Output
 from .replay import MISS, ReplayedProgram
 
 # Relative and absolute differences that rounding may make, by dtype; others must be equal.
@@ -33,7 +34,8 @@ def call(compiled, program: ReplayedProgram, leaves: Sequence):
         return MISS
     before = [a.copy() if hasattr(a, "copy") else a for a in inputs]
     grads = [(t, t.grad) for t, _ in program.recording.grads if isinstance(t, Tensor)]
-    replayed = program(leaves)
+    with Output(shows=False):  # eager mode writes it to the terminal
+        replayed = program(leaves)
     if replayed is MISS:
         return MISS
     stores = [graph.inputs.index(target) for target, _ in graph.stores]

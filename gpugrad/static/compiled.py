@@ -32,7 +32,7 @@ _ATTEMPTS = 6
 _VARIANTS = 64
 # Where the arguments begin in a key.
 _LEAVES = 2
-# Ways through one variant's branches.
+# Ways through one variant's branches: programs, and recordings that wait for a second one.
 _PROGRAMS = 64
 
 
@@ -260,7 +260,7 @@ class Variant:
         self.expected: list[ReplayedProgram] = []  # of them, by what is known of other sizes
         self.previous: Recording | None = None
         # the last recording of each way, by the outcomes of its branches, and how many there were
-        self.ways: dict[tuple[bool, ...], tuple[Recording, int]] = {}
+        self.ways: dict[tuple[int, ...], tuple[Recording, int]] = {}
         self.rejected: str | None = None
 
     @property
@@ -271,7 +271,7 @@ class Variant:
     def take(self, recording: Recording, function: Callable, borrow: bool) -> None:
         """Compile a recording if it is the same as the one before, or the one that is expected of
         its size."""
-        way = tuple(outcome for _, outcome in recording.graph.guards)
+        way = recording.way
         before, attempts = self.ways.get(way, (None, 0))
         earlier, self.previous = before or self.before, recording
         self.ways[way] = (recording, attempts + 1)
@@ -299,6 +299,10 @@ class Variant:
                 self.programs.pop()
         elif attempts + 1 >= _ATTEMPTS:
             self.rejected = f"its calls differ: {what}" if what != recording.escaped else what
+        elif len(self.ways) > _PROGRAMS:
+            self.rejected = (
+                f"{len(self.ways)} calls have gone ways through its branches that no other has gone"
+            )
 
 
 def _repetitions(leaves: Sequence) -> tuple | None:
@@ -334,9 +338,10 @@ def compile(
     tensor's value makes another way through a variant. Results equal those of eager mode; where
     operations are fused or sums reordered, to rounding.
 
-    What a graph cannot do again (printing a tensor, NumPy on ``tensor.array``, an object that
-    changes from call to call) makes the function run eagerly, with one warning that says what and
-    where; with ``fullgraph`` it raises RuntimeError. ``explain()`` tells what was made of it.
+    What is printed is printed by every replay, with its values. What a graph cannot do again (NumPy
+    on ``tensor.array``, text that goes into a file, an object that changes from call to call) makes
+    the function run eagerly, with one warning that says what and where; with ``fullgraph`` it
+    raises RuntimeError. ``explain()`` tells what was made of it.
 
     With ``dynamic=True`` calls that differ in the first dimension of array arguments alone (the
     size of a batch) belong together. After two sizes were recorded as usual, every other size above

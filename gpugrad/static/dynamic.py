@@ -167,7 +167,7 @@ class Description:
         self._marks: list[tuple[int, Any]] = []  # from which word on, what is described
         self._places: dict[Value, int] = {}
         self._hosts = recording.hosts
-        self.way = tuple(outcome for _, outcome in recording.graph.guards)
+        self.way = recording.way
         self._graph(recording.graph)
         self._results(recording)
 
@@ -216,6 +216,7 @@ class Description:
             else:
                 self.words.append(Identity(place))
         self.words.append((recording.single, tuple(recording.with_history), recording.count))
+        self.words.append(tuple(recording.output))
         self._mark("gradients")
         for owner, v in recording.grads:
             self.words.append((_owner(owner), v is None))

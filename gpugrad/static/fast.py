@@ -63,7 +63,7 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
     run, recording = program.run, program.recording
     if run.__class__ is not NativeProgram or not run.built or recording.derivative is not None:
         return None
-    if program.lends:
+    if program.lends or recording.output:
         return None
     if not all(isinstance(a, Tensor) or a.__class__ in (int, float, bool, str) for a in args):
         return None

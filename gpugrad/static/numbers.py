@@ -1,18 +1,40 @@
 """Numbers that a recorded program takes out of tensors: what ``tensor.item()`` gives meanwhile.
 
-Comparisons become guards, arithmetic stays in the graph, and a number that is returned is read when
-the program is replayed. Anything else (printing, ``int()``, ``math.sqrt``) would bake the number
-into the program; then it is not compiled.
+Comparisons become guards, arithmetic stays in the graph, and a number that is returned or printed
+is read when the program is replayed. ``int()``, an index and a key are guards, too: another whole
+number is another way. Anything else (``math.sqrt``, ``float()``) would bake the number into the
+program; then it is not compiled.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..backend.arrays import item
 from ..config import grad_mode, modes
 from ..tensor import Tensor
+
+
+class NumberText(NamedTuple):
+    """The text of a number, formatted in some way; ``None`` is ``repr``."""
+
+    spec: str | None
+
+    def __call__(self, array) -> str:
+        value = item(array)
+        return repr(value) if self.spec is None else format(value, self.spec)
+
+
+def _text(number: Number | FloatArgument, spec: str | None) -> str:
+    """What a number is printed as."""
+    value = number.value
+    text = repr(value) if spec is None else format(value, spec)
+    recorder = modes.local.recording
+    if recorder is not None:
+        recorder.show(number.tensor, text, NumberText(spec))
+    return text
 
 
 class Number:
@@ -49,19 +71,33 @@ class Number:
         return float(self._left("float()"))
 
     def __int__(self) -> int:
-        return int(self._left("int()"))
+        return self._whole("int()", int(self.value))
 
     def __index__(self) -> int:
-        return operator.index(self._left("use as an index"))
+        return self._whole("use as an index", operator.index(self.value))
 
     def __hash__(self) -> int:
-        return hash(self._left("use as a key"))
+        if isinstance(self.value, int):
+            self._whole("use as a key", int(self.value))
+        else:
+            self._left("use as a key")
+        return hash(self.value)
+
+    def _whole(self, what: str, value: int) -> int:
+        """The value rounded towards zero: a part of the way that the program goes."""
+        recorder = modes.local.recording
+        if recorder is not None:
+            if abs(value) > _EXACT:
+                recorder.read(f"{what} of item()")
+            else:
+                recorder.whole(self.tensor, value)
+        return value
 
     def __repr__(self) -> str:
-        return repr(self._left("printing"))
+        return _text(self, None)
 
     def __format__(self, spec: str) -> str:
-        return format(self._left("printing"), spec)
+        return _text(self, spec)
 
     def __round__(self, digits: int | None = None):
         return round(self._left("round()"), digits)
@@ -115,6 +151,14 @@ class FloatArgument(float):
     def __bool__(self) -> bool:
         return bool(self.tensor != 0)
 
+    def __repr__(self) -> str:
+        return _text(self, None)
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return _text(self, spec)
+
     __hash__ = float.__hash__  # replaced below, as the comparisons take it away
 
 
@@ -130,6 +174,9 @@ def _left(name: str) -> Callable:
 
     return method
 
+
+# Whole numbers that float64 holds exactly.
+_EXACT = 1 << 53
 
 _TRACKED = (Number, FloatArgument)
 
@@ -178,9 +225,8 @@ for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     for _class in _TRACKED:
         setattr(_class, f"__{_name}__", _comparison(getattr(operator, _name)))
 for _name in (
-    "__float__", "__int__", "__trunc__", "__floor__", "__ceil__", "__round__", "__repr__",
-    "__format__", "__hash__", "__floordiv__", "__rfloordiv__", "__mod__", "__rmod__", "__divmod__",
-    "__rdivmod__", "is_integer", "as_integer_ratio", "hex",
+    "__float__", "__int__", "__trunc__", "__floor__", "__ceil__", "__round__", "__hash__",
+    "__floordiv__", "__rfloordiv__", "__mod__", "__rmod__", "__divmod__", "__rdivmod__",
+    "is_integer", "as_integer_ratio", "hex",
 ):  # fmt: skip
     setattr(FloatArgument, _name, _left(_name))
-FloatArgument.__str__ = FloatArgument.__repr__  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ from typing import Any
 from ..backend import arrays as backend_arrays
 from ..codegen.arrays import Program
 from ..codegen.rows import RowProgram
-from ..config import modes
+from ..config import grad_mode, modes
 from ..errors import user_line
 from ..foreach import on_device
 from ..ops.core import REGISTRY, Meta, Op, Rule
@@ -45,6 +45,7 @@ from .graph import (
     VjpCall,
 )
 from .numbers import Number
+from .output import Shown
 from .sources import Argument, ArgumentGrad, Host, HostResult, Live, LiveArray, LiveGrad
 
 _SCALARS = (bool, int, float, complex)
@@ -92,6 +93,8 @@ class Recorder:
         self._made: list[weakref.ref[Tensor]] = []
         self._depth = 0  # calls that are being computed
         self._clean = True  # whether the inner calls of the current one were all explained
+        self.path: list[int] = []  # outcomes of branches, and whole numbers that became Python's
+        self.shown: list[Shown] | None = None  # values that were formatted, where output is watched
 
     def fail(self, reason: str) -> None:
         """Note that the program does what a graph cannot do again."""
@@ -587,6 +590,29 @@ class Recorder:
             self._clean = False
             return
         self.graph.guards.append((self.value(tensor.array, tensor), outcome))
+        self.path.append(outcome)
+
+    def whole(self, tensor: Tensor, value: int) -> None:
+        """The program goes on with a number rounded towards zero."""
+        if self._depth:
+            self._clean = False
+            return
+        with grad_mode(False):
+            rounded = tensor.trunc() if tensor.dtype.kind == "f" else tensor  # type: ignore[attr-defined]
+            equal = rounded == value
+        self.graph.guards.append((self.value(equal.array, equal), True))
+        self.path.append(value)
+
+    def show(self, tensor: Tensor, text: str, render: Callable[[Any], str]) -> None:
+        """A tensor was formatted; ``render(array)`` does it again."""
+        if self.shown is None or self._depth:
+            self.read("printing")
+            return
+        value = self.value(tensor.array, tensor)
+        with backend_arrays.there(tensor.array):
+            copy = tensor.array.copy()
+        self._add(copy, value)
+        self.shown.append(Shown(text, value, copy, render, user_line()))
 
     def number(self, tensor: Tensor):
         """``tensor.item()``, as a number that the recorder goes on seeing."""

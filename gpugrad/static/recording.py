@@ -13,8 +13,9 @@ from ..tensor import Tensor, wrap
 from ..tree import flatten, tree_map
 from . import compose, passes
 from .floats import followed_values
-from .graph import Graph, Node, difference, frozen
+from .graph import Graph, Node, Value, difference, frozen
 from .numbers import FloatArgument, Number
+from .output import Ambiguous, Lost, Output, Piece, Shown
 from .record import Recorder
 from .sources import Argument, Live, LiveArray
 
@@ -68,9 +69,11 @@ class Recording:
     switched: list[int]  # arguments whose requires_grad the function changes
     derivative: compose.Derivative | None
     forward: set[Node]
+    output: list[Piece]  # what it wrote to the terminal
 
     def __init__(self, recorder: Recorder, escaped: str | None):
         self.hosts, self.failure, self.escaped = recorder.hosts, recorder.failure, escaped
+        self.way = tuple(recorder.path)
         # leaves that had no gradient when the call began and none when it was added to
         self.entered_without: set[int] = set()
 
@@ -90,6 +93,8 @@ class Recording:
         for a, b in zip(self.places, other.places, strict=True):
             if not _same_result(a, b):
                 return f"it returned {a!r:.60}, then {b!r:.60}"
+        if self.output != other.output:
+            return "it writes other words to the terminal"
         if self.hosts != other.hosts:
             return "it counts, seeds or draws other things"
         grads = [[(_owner(t), v is None) for t, v in r.grads] for r in (self, other)]
@@ -119,6 +124,7 @@ def record(
     unwritten = [] if before is None else _unwritten(before.graph)
     required = [isinstance(t, Tensor) and t.requires_grad for t in leaves]
     recorder = Recorder()
+    recorder.shown = []
     for place, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) or backend_arrays.is_array(leaf):
             recorder.argument(leaf, Argument(place))
@@ -127,10 +133,11 @@ def record(
     outer, modes.local.recording = modes.local.recording, recorder
     modes.enter(special=True)
     try:
-        with autocasting(modes.local.autocast):  # casts of parameters made outside do not count
+        # casts of parameters made outside do not count
+        with autocasting(modes.local.autocast), Output() as output:
             result = function(*args, **kwargs)
         with autocasting(None):  # for the backward pass
-            recording = _finish(recorder, result, leaves)
+            recording = _finish(recorder, result, leaves, output)
         recording.function = function
         recording.switched = [
             k
@@ -179,7 +186,7 @@ def _line_of(function: Callable) -> tuple[str, int]:
     return (code.co_filename, code.co_firstlineno) if code else (type(function).__name__, 0)
 
 
-def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
+def _finish(recorder: Recorder, result, leaves: Sequence, output: Output) -> Recording:
     returned, rebuild = flatten(result)
     arguments = {id(leaf): place for place, leaf in enumerate(leaves)}
     computed: list[Tensor] = []
@@ -214,11 +221,15 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
             found[id(leaf)] = Place(result=len(computed), bare=bare)
             places.append(found[id(leaf)])
             computed.append(wrap(leaf) if bare else leaf)
+    shown = recorder.shown or []
+    first = {id(s.value): s for s in reversed(shown)}  # one copy of a value is enough
+    computed += [wrap(s.array) for s in first.values()]
     recording = Recording(recorder, _escaped(recorder, [*computed, *views]))
     recording.places, recording.rebuild, recording.count = places, rebuild, len(computed)
     recording.with_history = [k for k, t in enumerate(computed) if t.requires_grad]
     recording.single = not isinstance(result, (tuple, list, dict))
     graph = recorder.finish(computed)
+    _take_output(recording, output, shown, graph.outputs)
     recording.grads = recorder.grads()
     graph.outputs += [v for _, v in recording.grads if v is not None]
     recording.forward = set(graph.nodes)
@@ -227,6 +238,19 @@ def _finish(recorder: Recorder, result, leaves: Sequence) -> Recording:
         graph.outputs += derivative.gradients
     recording.derivative, recording.graph = derivative, passes.drop_dead(graph)
     return recording
+
+
+def _take_output(
+    recording: Recording, output: Output, shown: Sequence[Shown], results: Sequence[Value]
+) -> None:
+    """What the call wrote to the terminal, and where the values of the program are in it."""
+    recording.output = []
+    try:
+        recording.output = output.pieces(shown, results)
+    except Lost as lost:
+        recording.failure = recording.failure or lost.args
+    except Ambiguous as ambiguous:
+        recording.escaped = recording.escaped or str(ambiguous)
 
 
 def _escaped(recorder: Recorder, outputs: Sequence[Tensor]) -> str | None:

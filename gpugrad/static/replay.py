@@ -13,7 +13,7 @@ from ..backend.numpy import xp as np
 from ..compiler import Changed
 from ..tensor import Tensor, bump_versions, wrap
 from ..tree import flatten
-from . import compose, passes
+from . import compose, output, passes
 from .graph import Graph
 from .recording import Place, Recording
 from .runners import runner_for, with_draws
@@ -111,7 +111,8 @@ class ReplayedProgram:
             return second(*[given[kind][place] for kind, place in self._second_reads])
 
         def again() -> Sequence:
-            returned, _ = flatten(self.function(leaves))
+            with output.Output(shows=False):  # it was seen already
+                returned, _ = flatten(self.function(leaves))
             pairs = zip(recording.places, returned, strict=True)
             return [t for p, t in pairs if p.__class__ is Place and p.result is not None]
 
@@ -282,6 +283,8 @@ class ReplayedProgram:
             else:
                 base = leaves[p.argument] if p.argument is not None else p.tensor
                 found.append(base if p.chain is None else view_of(base, p.chain))
+        if recording.output:
+            output.write(recording.output, results)
         return recording.rebuild(found)
 
 
