@@ -16,7 +16,7 @@ from typing import Any
 from .. import autocasting
 from ..backend import arrays as backend_arrays
 from ..config import modes, settings
-from ..errors import at
+from ..errors import at, user_line
 from ..tensor import Tensor, highest
 from ..tree import flatten, structure
 from . import checking, dynamic, fast
@@ -147,11 +147,26 @@ class Compiled:
             most, member = dynamic.SIZES, self.families.member(key, _LEAVES, leaves)
         variant = Variant(member)
         if len(self._variants) >= most:
-            variant.rejected = f"it has {most} variants already, for other arguments"
+            variant.rejected = f"it has {most} variants already, {self._what_varies(key, leaves)}"
             self._reject(variant.rejected)
         else:
             self._variants[key] = variant
         return variant
+
+    def _what_varies(self, key: tuple, leaves: Sequence) -> str:
+        """What most of the variants differ in, and what to do about it."""
+        others = [k for k in self._variants if len(k) == len(key)]
+        counts = [len({k[_LEAVES + place] for k in others}) for place, _ in enumerate(leaves)]
+        most = max(counts, default=0)
+        if 2 * most < len(self._variants):
+            return "for other arguments"
+        leaf = leaves[counts.index(most)]
+        if hasattr(leaf, "shape"):
+            hint = "" if self.families is not None else "; dynamic=True keeps more sizes of a batch"
+            return f"for {most} kinds of one array argument{hint}"
+        what = f"for {most} values of one argument of type {type(leaf).__name__}"
+        number = leaf.__class__ in (int, float)
+        return f"{what}: pass a number that changes at every call as a tensor" if number else what
 
     def _record(self, variant: Variant, args, kwargs, leaves: Sequence, rebuild: Callable):
         self.surroundings.refresh()
@@ -180,7 +195,9 @@ class Compiled:
             raise RuntimeError(f"{self.__name__} cannot be compiled as one graph: {reason}")
         if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(f"{self.__name__} runs eagerly: {reason}", stacklevel=5)
+            warnings.warn_explicit(
+                f"{self.__name__} runs eagerly: {reason}", UserWarning, *user_line()
+            )
 
     # ---- what it is
 

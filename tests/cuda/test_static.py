@@ -592,3 +592,19 @@ def test_borrowed_results_are_not_copied():
             addresses.add(y.array.data.ptr)
     assert len(addresses) == 1
     captured(step)
+
+
+def test_replays_print_and_whole_numbers_are_ways(capsys):
+    def f(x):
+        y = (x * 2).sum()
+        print("y is", y, f"or {y.item():.1f}")
+        return x[: int(y)] + y
+
+    compiled = gg.compile(f)
+    for k in range(12):
+        x = gg.tensor([0.5, 0.25 * (k % 4), 0.25], device="cuda")
+        found, text = compiled(x), capsys.readouterr().out
+        gg.testing.assert_close(found, f(x))
+        assert text == capsys.readouterr().out
+    assert compiled.stats["programs"] == 3  # y is 1.5, 2, 2.5 or 3
+    assert compiled.stats["replays"] >= 6

@@ -186,6 +186,26 @@ def test_whole_numbers_are_ways_through_the_program():
     assert compiled.stats["variants"] == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (lambda k: (gg.ones(2), k), "64 values of one argument of type int: pass a number"),
+        (lambda k: (gg.ones(k + 1), 2), "kinds of one array argument; dynamic=True"),
+    ],
+)
+def test_too_many_variants_are_explained_once(arguments, words):
+    compiled = gg.compile(lambda x, k: x * k)
+    with pytest.warns(UserWarning, match=words) as caught:
+        for k in range(70):
+            x, factor = arguments(k)
+            gg.testing.assert_close(compiled(x, factor), x * factor)
+    assert [w.filename for w in caught] == [__file__]
+    x, factor = arguments(3)
+    for _ in range(3):
+        gg.testing.assert_close(compiled(x, factor), x * factor)
+    assert compiled.stats["replays"] == 2  # variants that exist stay
+
+
 def test_whole_numbers_that_never_come_again_end_in_eager_mode():
     @gg.compile
     def f(x):
