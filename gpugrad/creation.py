@@ -60,6 +60,9 @@ def tensor(data, *, dtype=None, device=None, requires_grad: bool = False) -> Ten
     >>> gg.tensor([[1.0, 2.0], [3.0, 4.0]]).shape
     (2, 2)
     """
+    if _is_followed(data):
+        dtype = dtype or dtypes.of_scalar(data.value)
+        data = data.recorded
     target = _target(data, device)
     if isinstance(data, Tensor):
         data = data.array
@@ -103,7 +106,15 @@ def _unwrap_nested(data):
     if isinstance(data, Tensor):
         _read("a tensor in a list")
         return backend_arrays.to_numpy(data.array)
+    if _is_followed(data):
+        _read("a number in a list")
+        return data.value
     return backend_arrays.to_numpy(_foreign_array(data)) if _is_foreign(data) else data
+
+
+def _is_followed(data) -> bool:
+    """Whether data are a number that a recorder follows (static/numbers.py)."""
+    return bool(modes.special) and hasattr(data, "recorded")
 
 
 _NUMBERS = (bool, int, float, complex, list, tuple)
@@ -114,6 +125,7 @@ def _is_foreign(data) -> bool:
     """Whether data are an array of a library that is neither NumPy nor CuPy."""
     return (
         data.__class__ not in _NUMBERS
+        and not _is_followed(data)
         and any(hasattr(data, name) for name in _INTERFACES)
         and not isinstance(data, np.generic)
         and not backend_arrays.is_array(data)
@@ -255,6 +267,9 @@ def empty(*size, dtype=None, device=None, requires_grad: bool = False) -> Tensor
 def full(size, fill_value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """A tensor filled with one number; its dtype follows the number unless given."""
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
+    if _is_followed(value):
+        one = tensor(value, dtype=dtype, device=device)
+        return _finish(one.expand(size).clone(), requires_grad)  # type: ignore[attr-defined]
     dtype = dtype or dtypes.of_scalar(value)
     return _new(
         lambda xp, s, d: xp.full(s, value, d),

@@ -8,11 +8,14 @@ program; then it is not compiled.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 from ..backend.arrays import item
+from ..backend.numpy import xp as np
 from ..config import grad_mode, modes
 from ..tensor import Tensor
 
@@ -67,30 +70,58 @@ class Number:
             recorder.read(f"{what} of item()")
         return self.value
 
+    def __getattr__(self, name: str):
+        """What else a number has: ``real``, ``is_integer``."""
+        if name.startswith("__") or not hasattr(self.value, name):
+            raise AttributeError(f"{type(self.value).__name__!r} object has no attribute {name!r}")
+        return getattr(self._left(name), name)
+
     def __float__(self) -> float:
         return float(self._left("float()"))
 
+    def __complex__(self) -> complex:
+        return complex(self._left("complex()"))
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self._left("NumPy's use"), dtype)
+
     def __int__(self) -> int:
-        return self._whole("int()", int(self.value))
+        return self._whole("int()", "trunc", int(self.value))
+
+    __trunc__ = __int__
 
     def __index__(self) -> int:
-        return self._whole("use as an index", operator.index(self.value))
+        return self._whole("use as an index", "trunc", operator.index(self.value))
+
+    def __floor__(self) -> int:
+        return self._whole("floor()", "floor", math.floor(self.value))
+
+    def __ceil__(self) -> int:
+        return self._whole("ceil()", "ceil", math.ceil(self.value))
+
+    def __round__(self, digits: int | None = None):
+        if digits is None:
+            return self._whole("round()", "round", round(self.value))
+        return round(self._left("round()"), digits)
 
     def __hash__(self) -> int:
         if isinstance(self.value, int):
-            self._whole("use as a key", int(self.value))
+            self._whole("use as a key", "trunc", int(self.value))
         else:
             self._left("use as a key")
         return hash(self.value)
 
-    def _whole(self, what: str, value: int) -> int:
-        """The value rounded towards zero: a part of the way that the program goes."""
+    def _whole(self, what: str, rounding: str, value: int) -> int:
+        """The value, rounded: a part of the way that the program goes."""
         recorder = modes.local.recording
         if recorder is not None:
             if abs(value) > _EXACT:
                 recorder.read(f"{what} of item()")
-            else:
-                recorder.whole(self.tensor, value)
+                return value
+            with grad_mode(False):
+                wide = _wide(self)
+                whole = wide if wide.dtype.kind == "i" else getattr(wide, rounding)()
+                recorder.whole(whole == value, value)
         return value
 
     def __repr__(self) -> str:
@@ -99,17 +130,26 @@ class Number:
     def __format__(self, spec: str) -> str:
         return _text(self, spec)
 
-    def __round__(self, digits: int | None = None):
-        return round(self._left("round()"), digits)
-
     def __neg__(self) -> Number:
-        return Number(-self.tensor, -self.value)
+        return Number(-_wide(self), -self.value)
+
+    def __pos__(self) -> Number:
+        return Number(_wide(self), +self.value)
 
     def __abs__(self) -> Number:
-        return Number(self.tensor.abs(), abs(self.value))
+        return Number(_wide(self).abs(), abs(self.value))
+
+    def __invert__(self):
+        return ~self._left("~")
 
     def __bool__(self) -> bool:
         return bool(self.tensor != 0)
+
+
+def _wide(number) -> Tensor:
+    """The tensor of a number; Python counts with truth as with 0 and 1."""
+    t = number.tensor
+    return t.long() if t.dtype.kind == "b" else t
 
 
 class FloatArgument(float):
@@ -179,29 +219,55 @@ def _left(name: str) -> Callable:
 _EXACT = 1 << 53
 
 _TRACKED = (Number, FloatArgument)
+Real.register(Number)
 
 
-def _arithmetic(function: Callable, reflected: bool) -> Callable:
+def _arithmetic(name: str, reflected: bool) -> Callable:
+    function = getattr(operator, name)
+
     def method(self, other):
         if isinstance(other, Tensor):
             a, b = (other, self.tensor) if reflected else (self.tensor, other)
             return function(a, b)
-        other_tensor: Any = other
-        other_value: Any = other
-        if other.__class__ in _TRACKED:
-            other_tensor, other_value = other.tensor, other.value
-        elif other.__class__ not in (int, float, bool):
+        if other.__class__ not in (*_TRACKED, int, float, bool):
             return NotImplemented
-        a, b = (other_tensor, self.tensor) if reflected else (self.tensor, other_tensor)
-        x, y = (other_value, self.value) if reflected else (self.value, other_value)
+        x, y = (other, self) if reflected else (self, other)
+        found = function(_value(x), _value(y))  # raises what Python raises
         with grad_mode(False):
+            a, b = _operand(x, found), _operand(y, found)
+            if y.__class__ in _TRACKED and name in _DIVISIONS:
+                bool(b != 0)  # else Python raises an error, where a tensor has infinity
+            if y.__class__ in _TRACKED and name == "pow":
+                bool(b >= 0)  # else powers of whole numbers are fractions
             wide = function(a, b)
-        found = function(x, y)
-        if isinstance(found, float) and wide.dtype.kind == "f":
-            wide = wide.double()
-            if FloatArgument in (self.__class__, other.__class__):
-                return FloatArgument.of(found, wide)
+            if name == "pow" and isinstance(found, float):
+                bool(wide.isfinite())  # likewise, or gives a complex number
+        if wide.dtype.kind == "f" and FloatArgument in (self.__class__, other.__class__):
+            return FloatArgument.of(found, wide)
         return Number(wide, found)
+
+    return method
+
+
+_DIVISIONS = ("truediv", "floordiv", "mod")
+
+
+def _value(x):
+    return x.value if x.__class__ in _TRACKED else x
+
+
+def _operand(x, result):
+    """A number for an operation with some result, which Python computes in float64 or exactly."""
+    if x.__class__ not in _TRACKED:
+        return float(x) if isinstance(result, float) else int(x)
+    return x.tensor.double() if isinstance(result, float) else _wide(x)
+
+
+def _outside(name: str) -> Callable:
+    """An operation of whole numbers that leads out of the program."""
+
+    def method(self, *args):
+        return getattr(self._left(name), name)(*map(_value, args))
 
     return method
 
@@ -217,16 +283,21 @@ def _comparison(function: Callable) -> Callable:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow"):
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     for _class in _TRACKED:
-        setattr(_class, f"__{_name}__", _arithmetic(getattr(operator, _name), False))
-        setattr(_class, f"__r{_name}__", _arithmetic(getattr(operator, _name), True))
+        setattr(_class, f"__{_name}__", _arithmetic(_name, False))
+        setattr(_class, f"__r{_name}__", _arithmetic(_name, True))
+for _name in ("and", "or", "xor", "lshift", "rshift"):
+    setattr(Number, f"__{_name}__", _outside(f"__{_name}__"))
+    setattr(Number, f"__r{_name}__", _outside(f"__r{_name}__"))
+for _class in _TRACKED:
+    _class.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore
+    _class.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     for _class in _TRACKED:
         setattr(_class, f"__{_name}__", _comparison(getattr(operator, _name)))
 for _name in (
     "__float__", "__int__", "__trunc__", "__floor__", "__ceil__", "__round__", "__hash__",
-    "__floordiv__", "__rfloordiv__", "__mod__", "__rmod__", "__divmod__", "__rdivmod__",
     "is_integer", "as_integer_ratio", "hex",
 ):  # fmt: skip
     setattr(FloatArgument, _name, _left(_name))

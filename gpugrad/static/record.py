@@ -25,7 +25,7 @@ from typing import Any
 from ..backend import arrays as backend_arrays
 from ..codegen.arrays import Program
 from ..codegen.rows import RowProgram
-from ..config import grad_mode, modes
+from ..config import modes
 from ..errors import user_line
 from ..foreach import on_device
 from ..ops.core import REGISTRY, Meta, Op, Rule
@@ -592,14 +592,11 @@ class Recorder:
         self.graph.guards.append((self.value(tensor.array, tensor), outcome))
         self.path.append(outcome)
 
-    def whole(self, tensor: Tensor, value: int) -> None:
-        """The program goes on with a number rounded towards zero."""
+    def whole(self, equal: Tensor, value: int) -> None:
+        """The program goes on with a whole number that became Python's, if ``equal`` is true."""
         if self._depth:
             self._clean = False
             return
-        with grad_mode(False):
-            rounded = tensor.trunc() if tensor.dtype.kind == "f" else tensor  # type: ignore[attr-defined]
-            equal = rounded == value
         self.graph.guards.append((self.value(equal.array, equal), True))
         self.path.append(value)
 
