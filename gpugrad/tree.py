@@ -9,26 +9,31 @@ def flatten(tree) -> tuple[list, Callable]:
     """The leaves of a nested structure in order, and a function that rebuilds it from as many new
     leaves."""
     rebuild: Callable
+    kind = tree.__class__  # the functions keep no leaves alive
     if isinstance(tree, dict):
         keys = list(tree)
         children = [flatten(tree[k]) for k in keys]
-        rebuild = lambda parts: tree.__class__(zip(keys, parts, strict=True))  # noqa: E731
+        rebuild = lambda parts: kind(zip(keys, parts, strict=True))  # noqa: E731
     elif isinstance(tree, (tuple, list)):
         children = [flatten(t) for t in tree]
         named = hasattr(tree, "_fields")  # a namedtuple takes its fields one by one
-        rebuild = (lambda parts: tree.__class__(*parts)) if named else tree.__class__
+        rebuild = (lambda parts: kind(*parts)) if named else kind
     else:
-        return [tree], lambda leaves: leaves[0]
-    sizes = [len(leaves) for leaves, _ in children]
+        return [tree], _only
+    builds = [(len(leaves), build) for leaves, build in children]
 
     def unflatten(leaves):
         parts, start = [], 0
-        for size, (_, build) in zip(sizes, children, strict=True):
+        for size, build in builds:
             parts.append(build(leaves[start : start + size]))
             start += size
         return rebuild(parts)
 
     return [leaf for leaves, _ in children for leaf in leaves], unflatten
+
+
+def _only(leaves):
+    return leaves[0]
 
 
 def structure(tree):

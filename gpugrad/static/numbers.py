@@ -8,9 +8,13 @@ program; then it is not compiled.
 
 from __future__ import annotations
 
+import gc
 import math
 import operator
-from collections.abc import Callable
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -35,19 +39,23 @@ def _text(number: Number | FloatArgument, spec: str | None) -> str:
     value = number.value
     text = repr(value) if spec is None else format(value, spec)
     recorder = modes.local.recording
-    if recorder is not None:
+    if recorder is not None and number.tensor is not None:
         recorder.show(number.tensor, text, NumberText(spec))
     return text
 
 
 class Number:
     """A Python number whose value depends on a tensor. ``tensor`` holds it in float64 or int64, in
-    which Python computes."""
+    which Python computes; None when the recording is over."""
 
-    __slots__ = ("tensor", "value")
+    __slots__ = ("__weakref__", "tensor", "value")
 
     def __init__(self, tensor: Tensor, value: Any):
-        self.tensor, self.value = tensor, value
+        self.tensor: Any = tensor  # None when the recording is over
+        self.value = value
+        recorder = modes.local.recording
+        if recorder is not None:
+            recorder.numbers.append(weakref.ref(self))
 
     @staticmethod
     def of(tensor: Tensor) -> Number:
@@ -66,7 +74,7 @@ class Number:
     def _left(self, what: str):
         """The value, which leaves the program here."""
         recorder = modes.local.recording
-        if recorder is not None:
+        if recorder is not None and self.tensor is not None:
             recorder.read(f"{what} of item()")
         return self.value
 
@@ -114,7 +122,7 @@ class Number:
     def _whole(self, what: str, rounding: str, value: int) -> int:
         """The value, rounded: a part of the way that the program goes."""
         recorder = modes.local.recording
-        if recorder is not None:
+        if recorder is not None and self.tensor is not None:
             if abs(value) > _EXACT:
                 recorder.read(f"{what} of item()")
                 return value
@@ -130,20 +138,55 @@ class Number:
     def __format__(self, spec: str) -> str:
         return _text(self, spec)
 
-    def __neg__(self) -> Number:
-        return Number(-_wide(self), -self.value)
+    def _changed(self, function: Callable):
+        value = function(self.value)
+        return value if self.tensor is None else Number(function(_wide(self)), value)
 
-    def __pos__(self) -> Number:
-        return Number(_wide(self), +self.value)
+    def __neg__(self):
+        return self._changed(operator.neg)
 
-    def __abs__(self) -> Number:
-        return Number(_wide(self).abs(), abs(self.value))
+    def __pos__(self):
+        return self._changed(operator.pos)
+
+    def __abs__(self):
+        return self._changed(abs)
 
     def __invert__(self):
         return ~self._left("~")
 
     def __bool__(self) -> bool:
-        return bool(self.tensor != 0)
+        return bool(self.value if self.tensor is None else self.tensor != 0)
+
+
+def end(numbers: Sequence[weakref.ref[Number]]) -> bool:
+    """Let no number follow a tensor any more; whether somebody has kept one.
+
+    Those in lists, dictionaries (globals, attributes) and variables of closures become what eager
+    mode would have put there.
+    """
+    if any(ref() is not None for ref in numbers):
+        gc.collect()  # some are parts of cycles
+    kept = [n for ref in numbers if (n := ref()) is not None]
+    for number in kept:
+        number.tensor = None
+        for holder in gc.get_referrers(number):
+            if holder is not kept:
+                _replace(holder, number)
+    return bool(kept)
+
+
+def _replace(holder, number: Number) -> None:
+    """Put the value of a number in its place."""
+    if holder.__class__ in (list, deque):
+        for k, x in enumerate(holder):
+            if x is number:
+                holder[k] = number.value
+    elif holder.__class__ is types.CellType:
+        holder.cell_contents = number.value
+    elif holder.__class__ is dict or hasattr(holder, "__dict__"):
+        table = holder if holder.__class__ is dict else vars(holder)
+        for k in [k for k, x in table.items() if x is number]:
+            table[k] = number.value
 
 
 def _wide(number) -> Tensor:
@@ -233,6 +276,8 @@ def _arithmetic(name: str, reflected: bool) -> Callable:
             return NotImplemented
         x, y = (other, self) if reflected else (self, other)
         found = function(_value(x), _value(y))  # raises what Python raises
+        if _ended(x) or _ended(y):
+            return found
         with grad_mode(False):
             a, b = _operand(x, found), _operand(y, found)
             if y.__class__ in _TRACKED and name in _DIVISIONS:
@@ -256,6 +301,11 @@ def _value(x):
     return x.value if x.__class__ in _TRACKED else x
 
 
+def _ended(x) -> bool:
+    """Whether it is a number that follows no tensor any more."""
+    return x.__class__ is Number and x.tensor is None
+
+
 def _operand(x, result):
     """A number for an operation with some result, which Python computes in float64 or exactly."""
     if x.__class__ not in _TRACKED:
@@ -274,11 +324,11 @@ def _outside(name: str) -> Callable:
 
 def _comparison(function: Callable) -> Callable:
     def method(self, other):
-        if other.__class__ in _TRACKED:
-            other = other.tensor
-        elif other.__class__ not in (int, float, bool):
+        if other.__class__ not in (*_TRACKED, int, float, bool):
             return NotImplemented
-        return bool(function(self.tensor, other))
+        if _ended(self) or _ended(other):
+            return function(_value(self), _value(other))
+        return bool(function(self.tensor, other.tensor if other.__class__ in _TRACKED else other))
 
     return method
 

@@ -94,6 +94,7 @@ class Recorder:
         self._depth = 0  # calls that are being computed
         self._clean = True  # whether the inner calls of the current one were all explained
         self.path: list[int] = []  # outcomes of branches, and whole numbers that became Python's
+        self.numbers: list[weakref.ref[Number]] = []  # that item() gave
         self.shown: list[Shown] | None = None  # values that were formatted, where output is watched
 
     def fail(self, reason: str) -> None:

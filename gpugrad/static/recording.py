@@ -14,7 +14,7 @@ from ..tree import flatten, tree_map
 from . import compose, passes
 from .floats import followed_values
 from .graph import Graph, Node, Value, difference, frozen
-from .numbers import FloatArgument, Number
+from .numbers import FloatArgument, Number, end
 from .output import Ambiguous, Lost, Output, Piece, Shown
 from .record import Recorder
 from .sources import Argument, Live, LiveArray
@@ -147,6 +147,9 @@ def record(
         recording.pinned = {
             k: t for k, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad
         }
+    except BaseException:
+        end(recorder.numbers)
+        raise
     finally:
         modes.leave(special=True)
         modes.local.recording = outer
@@ -161,6 +164,9 @@ def record(
     if recording.numbers or any(p.__class__ is Place and p.number for p in recording.places):
         followed = (Number, FloatArgument)
         result = tree_map(lambda x: x.value if x.__class__ in followed else x, result)
+    if end(recorder.numbers) and recording.failure is None:
+        what = "a number that item() gave outlives the call without being returned"
+        recording.failure = (what, _line_of(function))
     return result, recording
 
 

@@ -3,6 +3,7 @@
 import math
 import numbers
 import warnings
+from collections import deque
 
 import numpy as np
 import pytest
@@ -111,3 +112,72 @@ def test_what_a_number_says_of_itself():
         warnings.simplefilter("error")
         assert [f(gg.tensor(float(k))) for k in range(4)] == [0.0, 1.0, 2.0, 3.0]
     assert seen == [(True, False)] * 2
+
+
+class Holder:
+    """Somewhere to keep a number."""
+
+    best = 0.0
+
+
+KEPT = 0.0
+
+
+@pytest.mark.parametrize(
+    "place", ["list", "deque", "dict", "attribute", "global", "closure", "tuple"]
+)
+def test_numbers_that_are_kept_become_what_eager_mode_keeps(place):
+    losses, recent, table, holder, last = [], deque(maxlen=3), {}, Holder(), 0.0
+
+    def keep(v):
+        nonlocal last
+        global KEPT
+        if place == "list":
+            losses.append(v)
+        elif place == "deque":
+            recent.append(v)
+        elif place == "dict":
+            table["loss"] = v
+        elif place == "attribute":
+            holder.best = v
+        elif place == "global":
+            KEPT = v
+        elif place == "closure":
+            last = v
+        else:
+            losses.append((v, 1))
+
+    @gg.compile
+    def f(x):
+        v = x.sum().item() * 2
+        keep(v)
+        return x + 1
+
+    with pytest.warns(UserWarning, match=r"number that item\(\) gave outlives the call"):
+        for k in range(5):
+            f(gg.full((2,), float(k)))
+    every = [0.0, 4.0, 8.0, 12.0, 16.0]
+    if place == "tuple":  # which cannot be changed: it keeps numbers that follow nothing
+        first = losses[0][0]
+        assert (first + 1, 1 - first, -first, abs(first), first < 1) == (1, 1, 0, 0, True)
+        assert (f"{first:.1f}", int(first), float(first), bool(first)) == ("0.0", 0, 0.0, False)
+        assert [v for v, _ in losses] == every
+        return
+    found = {"list": losses, "deque": list(recent), "dict": [table.get("loss")],
+             "attribute": [holder.best], "global": [KEPT], "closure": [last]}[place]  # fmt: skip
+    assert found == {"list": every, "deque": every[2:]}.get(place, every[4:])
+    assert {type(v) for v in found} == {float}
+
+
+def test_numbers_kept_before_an_error():
+    losses = []
+
+    @gg.compile
+    def f(x):
+        losses.append(x.sum().item())
+        raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        f(gg.ones(2))
+    assert losses == [2.0]
+    assert type(losses[0]) is float
