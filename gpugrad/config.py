@@ -90,3 +90,13 @@ class _Settings:
 
 
 settings = _Settings()
+
+
+class FollowedInteger:
+    """What ``item()`` gives of an integer while a recorder follows it (static/numbers.py): no int,
+    but taken where an int is."""
+
+    __slots__ = ()
+
+    def __index__(self) -> int:
+        raise NotImplementedError

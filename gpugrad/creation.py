@@ -11,7 +11,7 @@ from .backend import cupy as cuda_backend
 from .backend.device import as_device
 from .backend.numpy import xp as np
 from .batching import draw
-from .config import modes, settings
+from .config import FollowedInteger, modes, settings
 from .eager import run_arrays, verify
 from .lifted import like
 from .ops.core import REGISTRY
@@ -325,7 +325,9 @@ def arange(
             f"{step})"
         )
     if dtype is None:
-        integral = all(isinstance(v, int) for v in (start, end, step))
+        integral = all(isinstance(v, (int, FollowedInteger)) for v in (start, end, step))
+        if integral:
+            start, end, step = map(operator.index, (start, end, step))
         dtype = dtypes.int64 if integral else settings.default_dtype
     return _new(
         lambda xp, s, d: xp.arange(start, end, step).astype(d, copy=False),

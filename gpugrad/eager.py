@@ -80,6 +80,7 @@ def interpret(op: Op, args, params) -> Tensor:
             values.append(a)
     try:
         if modes.special and (recorder := modes.local.recording) is not None:
+            params = recorder.plain(params)
             z = recorder.operation(op, args, params)
         else:
             z = op.eval(*values, **params)
@@ -99,6 +100,7 @@ def interpret(op: Op, args, params) -> Tensor:
 def _interpret_one(op: Op, x: Tensor, params) -> Tensor:
     """``interpret`` for one tensor, which most operations but products have: 1.5 us less."""
     if modes.special and (recorder := modes.local.recording) is not None:
+        params = recorder.plain(params)
         z = recorder.operation(op, (x,), params)
     else:
         z = op.eval(x.array, **params)

@@ -20,7 +20,7 @@ from .backend.device import CPU, as_device
 from .backend.device import device as device_class
 from .backend.numpy import xp as np
 from .codegen.expr import Expr
-from .config import modes
+from .config import FollowedInteger, modes
 from .eager import (
     binary,
     bump_version,
@@ -43,7 +43,7 @@ from .ops import linalg, reduce, shape
 from .ops import nn as nn_ops
 from .tensor import Tensor, _read, constant, over, wrap
 
-_INT = (int, np.integer)
+_INT = (int, np.integer, FollowedInteger)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -457,6 +457,8 @@ _contiguous = shape.linear(
 def _dim(d: Any, ndim: int) -> int:
     """A dimension as a non-negative number, with torch's IndexError."""
     limit = builtins.max(ndim, 1)
+    if d.__class__ is not int:
+        d = operator.index(d)
     if not -limit <= d < limit:
         raise IndexError(
             f"Dimension out of range (expected to be in range of [{-limit}, {limit - 1}], but got "
@@ -778,12 +780,12 @@ def split(tensor, split_size_or_sections, dim: int = 0) -> tuple[Tensor, ...]:
     dim = _dim(dim, tensor.ndim)
     n = tensor.shape[dim]
     if isinstance(split_size_or_sections, _INT):
-        size = split_size_or_sections
+        size = operator.index(split_size_or_sections)
         if size <= 0 and n:
             raise RuntimeError(f"split expects split_size be positive, but got split_size={size}")
         sizes = [builtins.min(size, n - s) for s in range(0, n, size)] or [0]
     else:
-        sizes = list(split_size_or_sections)
+        sizes = [operator.index(size) for size in split_size_or_sections]
         if builtins.sum(sizes) != n:
             raise RuntimeError(
                 f"split_with_sizes expects split_sizes to sum exactly to {n} (input tensor's size "
@@ -847,7 +849,7 @@ def roll(input, shifts, dims=None) -> Tensor:
         if not isinstance(shifts, _INT) and len(shifts) != 1:
             raise RuntimeError(f"shifts and dimensions must align. shifts: {shifts}, dims: None")
         return reshape(roll(reshape(input, -1), shifts, 0), *input.shape)
-    shifts = (shifts,) if isinstance(shifts, _INT) else tuple(shifts)
+    shifts = _sizes((shifts,))
     dims = (dims,) if isinstance(dims, _INT) else tuple(dims)
     if len(shifts) != len(dims):
         raise RuntimeError(f"shifts and dimensions must align. shifts: {shifts}, dims: {dims}")

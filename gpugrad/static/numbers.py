@@ -15,12 +15,12 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from ..backend.arrays import item
 from ..backend.numpy import xp as np
-from ..config import grad_mode, modes
+from ..config import FollowedInteger, grad_mode, modes
 from ..tensor import Tensor
 
 
@@ -64,7 +64,7 @@ class Number:
             flat = tensor.detach().reshape(())
             kind = tensor.dtype.kind
             wide = flat.double() if kind == "f" else flat.long() if kind in "iu" else flat
-        return Number(wide, wide.array.item())
+        return _number(wide, wide.array.item())
 
     @property
     def recorded(self) -> Tensor:
@@ -98,9 +98,6 @@ class Number:
 
     __trunc__ = __int__
 
-    def __index__(self) -> int:
-        return self._whole("use as an index", "trunc", operator.index(self.value))
-
     def __floor__(self) -> int:
         return self._whole("floor()", "floor", math.floor(self.value))
 
@@ -113,11 +110,7 @@ class Number:
         return round(self._left("round()"), digits)
 
     def __hash__(self) -> int:
-        if isinstance(self.value, int):
-            self._whole("use as a key", "trunc", int(self.value))
-        else:
-            self._left("use as a key")
-        return hash(self.value)
+        return hash(self._left("use as a key"))
 
     def _whole(self, what: str, rounding: str, value: int) -> int:
         """The value, rounded: a part of the way that the program goes."""
@@ -140,7 +133,7 @@ class Number:
 
     def _changed(self, function: Callable):
         value = function(self.value)
-        return value if self.tensor is None else Number(function(_wide(self)), value)
+        return value if self.tensor is None else _number(function(_wide(self)), value)
 
     def __neg__(self):
         return self._changed(operator.neg)
@@ -151,11 +144,40 @@ class Number:
     def __abs__(self):
         return self._changed(abs)
 
+    def __bool__(self) -> bool:
+        return bool(self.value if self.tensor is None else self.tensor != 0)
+
+
+class Integer(Number, FollowedInteger):
+    """One that is an integer, or a truth value."""
+
+    __slots__ = ()
+
+    def __index__(self) -> int:
+        return self._whole("use as an index", "trunc", int(self.value))
+
+    def __hash__(self) -> int:
+        return hash(self._whole("use as a key", "trunc", int(self.value)))
+
     def __invert__(self):
         return ~self._left("~")
 
-    def __bool__(self) -> bool:
-        return bool(self.value if self.tensor is None else self.tensor != 0)
+
+def _number(tensor: Tensor, value) -> Number:
+    return (Integer if isinstance(value, int) else Number)(tensor, value)
+
+
+def plain(value):
+    """A value in which no number follows a tensor: integers become a part of the way."""
+    if isinstance(value, Integer):
+        return operator.index(value)
+    if isinstance(value, Number):
+        return value._left("a parameter")
+    if isinstance(value, slice):
+        return slice(plain(value.start), plain(value.stop), plain(value.step))
+    if value.__class__ in (tuple, list):
+        return value.__class__(map(plain, value))
+    return {k: plain(v) for k, v in value.items()} if value.__class__ is dict else value
 
 
 def end(numbers: Sequence[weakref.ref[Number]]) -> bool:
@@ -261,8 +283,9 @@ def _left(name: str) -> Callable:
 # Whole numbers that float64 holds exactly.
 _EXACT = 1 << 53
 
-_TRACKED = (Number, FloatArgument)
+_TRACKED = (Number, Integer, FloatArgument)
 Real.register(Number)
+Integral.register(Integer)
 
 
 def _arithmetic(name: str, reflected: bool) -> Callable:
@@ -289,7 +312,7 @@ def _arithmetic(name: str, reflected: bool) -> Callable:
                 bool(wide.isfinite())  # likewise, or gives a complex number
         if wide.dtype.kind == "f" and FloatArgument in (self.__class__, other.__class__):
             return FloatArgument.of(found, wide)
-        return Number(wide, found)
+        return _number(wide, found)
 
     return method
 
@@ -303,7 +326,7 @@ def _value(x):
 
 def _ended(x) -> bool:
     """Whether it is a number that follows no tensor any more."""
-    return x.__class__ is Number and x.tensor is None
+    return isinstance(x, Number) and x.tensor is None
 
 
 def _operand(x, result):
@@ -338,8 +361,8 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
         setattr(_class, f"__{_name}__", _arithmetic(_name, False))
         setattr(_class, f"__r{_name}__", _arithmetic(_name, True))
 for _name in ("and", "or", "xor", "lshift", "rshift"):
-    setattr(Number, f"__{_name}__", _outside(f"__{_name}__"))
-    setattr(Number, f"__r{_name}__", _outside(f"__r{_name}__"))
+    setattr(Integer, f"__{_name}__", _outside(f"__{_name}__"))
+    setattr(Integer, f"__r{_name}__", _outside(f"__r{_name}__"))
 for _class in _TRACKED:
     _class.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore
     _class.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore

@@ -44,7 +44,7 @@ from .graph import (
     Value,
     VjpCall,
 )
-from .numbers import Number
+from .numbers import Number, plain
 from .output import Shown
 from .sources import Argument, ArgumentGrad, Host, HostResult, Live, LiveArray, LiveGrad
 
@@ -302,6 +302,7 @@ class Recorder:
     def verify(self, function: Callable, args: Sequence, params: dict) -> None:
         """``function(*args, **params)``, which raises an error or does nothing; arguments may be
         tensors."""
+        params = self.plain(params)
         function(*[_array(a) for a in args], **params)
         if not self._depth:
             self._node(CheckCall(function, params), self._inputs(args), ())
@@ -611,6 +612,10 @@ class Recorder:
             copy = tensor.array.copy()
         self._add(copy, value)
         self.shown.append(Shown(text, value, copy, render, user_line()))
+
+    def plain(self, params: dict) -> dict:
+        """Parameters of an operation, with Python's numbers for those that are followed."""
+        return plain(params) if self.numbers else params
 
     def number(self, tensor: Tensor):
         """``tensor.item()``, as a number that the recorder goes on seeing."""

@@ -163,7 +163,7 @@ def record(
     recording.numbers = followed_values(leaves)
     if recording.numbers or any(p.__class__ is Place and p.number for p in recording.places):
         followed = (Number, FloatArgument)
-        result = tree_map(lambda x: x.value if x.__class__ in followed else x, result)
+        result = tree_map(lambda x: x.value if isinstance(x, followed) else x, result)
     if end(recorder.numbers) and recording.failure is None:
         what = "a number that item() gave outlives the call without being returned"
         recording.failure = (what, _line_of(function))
@@ -204,7 +204,7 @@ def _finish(recorder: Recorder, result, leaves: Sequence, output: Output) -> Rec
         if id(leaf) in found:  # one tensor, returned twice
             places.append(found[id(leaf)])
             continue
-        if leaf.__class__ in (Number, FloatArgument) and id(leaf) not in arguments:
+        if isinstance(leaf, (Number, FloatArgument)) and id(leaf) not in arguments:
             places.append(Place(result=len(computed), number=True))
             computed.append(leaf.tensor)
             continue

@@ -99,6 +99,32 @@ def test_errors_of_python_are_raised_by_replays_too(use, value, error):
         compiled(gg.tensor(value, dtype=gg.float64))
 
 
+TAKEN = {
+    "made": lambda x, n: (gg.zeros(n, 2), gg.arange(n), gg.arange(0, 8, n), gg.eye(n), gg.ones(n)),
+    "filled": lambda x, n: (gg.full((n,), 1.5), x.new_zeros(n), gg.linspace(0, 1, n)),
+    "shapes": lambda x, n: (x.reshape(n, -1), x.view(-1, n), x[0].expand(n, 4), x.repeat(n, 1)),
+    "index": lambda x, n: (x[n - 1], x[:n], x[0, 1:n], x.select(0, n), x.narrow(0, 1, n)),
+    "dims": lambda x, n: (x.sum(n - 2), x.mean(dim=(n - 2,)), x.cumsum(n - 1), x.softmax(n - 1)),
+    "parts": lambda x, n: (x.split(n), x.chunk(n), x.topk(n)[0], x.tril(n), x.roll(n, 0)),
+    "order": lambda x, n: (x.permute(n - 1, 0), x.unsqueeze(n), x.flatten(n - 2), x.norm(n)),
+    "joined": lambda x, n: (gg.cat([x, x], n - 1), gg.nn.functional.pad(x, (n, 0)), [1] * n),
+    "classes": lambda x, n: gg.nn.functional.one_hot(x.long() % 2, n + 1),
+}
+
+
+@pytest.mark.parametrize("use", TAKEN)
+def test_integers_are_taken_where_an_int_is(use):
+    def f(x, mask):
+        return TAKEN[use](x, mask.sum().item())
+
+    compiled = gg.compile(f, fullgraph=True)
+    for k, ones in enumerate([2, 2, 2, 1, 1, 1, 2]):
+        x, mask = gg.arange(16.0).reshape(4, 4) + k, gg.arange(4) < ones
+        if ones == 2 or use not in ("dims", "order"):  # 1 is no dimension there
+            assert_same(compiled(x, mask), f(x, mask))
+    assert compiled.stats["replays"] >= 2
+
+
 def test_what_a_number_says_of_itself():
     seen = []
 
