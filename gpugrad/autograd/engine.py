@@ -298,6 +298,8 @@ def _count_users(roots: Sequence[Node]) -> dict[Node, int]:
                 users[edge] = n + 1
                 continue
             users[edge] = 1
+            if not edge.edges:  # a leaf
+                continue
             if node is None:
                 node = edge
             else:
@@ -580,7 +582,7 @@ def _add_to_grad(tensor: Tensor, g, owned: bool) -> None:
         tensor.grad = g if tensor.grad is None else tensor.grad + g
     else:
         dtype = tensor.array.dtype
-        if g.dtype != dtype:
+        if g.dtype is not dtype and g.dtype != dtype:
             g = g.astype(dtype)
         if tensor.grad is None:
             tensor.grad = wrap(g if owned else g.copy())
@@ -689,6 +691,9 @@ def _seed(tensor: Tensor, gradient):
             return constant(array_module(array).ones(array.shape, array.dtype))
     if not isinstance(gradient, Tensor):
         gradient = wrap(gradient)
+    g, array = gradient.array, tensor.array
+    if g.__class__ is array.__class__ and g.shape == array.shape and g.dtype is array.dtype:
+        return gradient
     if gradient.shape != tensor.shape:
         raise RuntimeError(
             f"Mismatch in shape: grad_output[0] has a shape of {tuple(gradient.shape)} and "
