@@ -253,6 +253,10 @@ def _run_spent(node: Node, g, keep: bool):
     node.check()
 
 
+class Fresh(list):
+    """Cotangents of the edges of a record, in memory that nobody else refers to."""
+
+
 class Parts(dict):
     """Cotangents of some outputs of a record with several, by output number."""
 
@@ -417,6 +421,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None, ends=False):
     observed = hooked or capture is not None
     anomaly = modes.unusual and modes.local.anomaly
     recorder = modes.local.recording if modes.special else None
+    plain = not (observed or with_tensors or recorder)
     push, waiting = ready.append, users.get
     node = None
     while node is not None or ready:
@@ -454,12 +459,15 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None, ends=False):
             parts = node.run(node, g, keep)
         if anomaly and g is not None:
             _check_anomaly(node, parts)
+        fresh = plain and parts.__class__ is Fresh
         node = g = None
         for edge, d in zip(edges, parts):
             left = waiting(edge)
             if left.__class__ is int:
                 if left > 1:
                     users[edge] = [left - 1, d]
+                elif fresh and edge.__class__ is Leaf:  # at its end
+                    _accumulate(edge, d, True)
                 elif node is None:  # the next one, without a detour over the list
                     node, g = edge, d
                 else:
@@ -561,7 +569,9 @@ def _accumulate(leaf: Leaf, g, owned: bool, recorder=None) -> None:
     if tensor is None:
         return
     with _accumulating:
-        if recorder is not None and not isinstance(g, Tensor):
+        if owned and tensor.grad is None and recorder is None and g.dtype is tensor.array.dtype:
+            tensor.grad = wrap(g)
+        elif recorder is not None and not isinstance(g, Tensor):
             recorder.accumulate(tensor, g)
         elif g.__class__ is _ndarray or isinstance(g, Tensor):
             _add_to_grad(tensor, g, owned)

@@ -135,8 +135,8 @@ class SecondHalf:
     """What replays the backward pass of a compiled function, and makes its records.
 
     A program has its memory once: ``lock`` is held while either half runs. The values that a call
-    saved are in that memory, if the runner lends it, until the next call; the record of the call
-    before takes copies of them then, if its backward may still come (``make_room``).
+    saved are in that memory, if the program is ``native``, until the next call; the record of the
+    call before takes copies of them then, if its backward may still come (``make_room``).
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class SecondHalf:
         the outputs by running the function itself."""
         self.derivative, self.run, self.eager = derivative, run, eager
         self.lock = threading.RLock()
-        self.lends = False
+        self.native = False  # the first half lends what it saves, this one gives copies
         self._last: Callable[[], Replay | None] = lambda: None
         outputs = [first.outputs[k] for k in derivative.differentiable]
         self.shapes = [v.shape for v in outputs]
@@ -183,7 +183,7 @@ class SecondHalf:
     def make_room(self) -> None:
         """Save what the next call is about to overwrite."""
         node = self._last()
-        if node is not None and self.lends:
+        if node is not None and self.native:
             pairs = zip(node.values, self.reads, strict=False)  # empty after its backward
             node.values = tuple([v.copy() if saved else v for v, (saved, _) in pairs])
 
@@ -211,14 +211,16 @@ class SecondHalf:
         return found
 
     def again(self, leaves: Sequence, g) -> Sequence:
-        """The gradients of tensors, by an eager run."""
+        """The gradients as tensors, by an eager run: with a history if that is on, or of what an
+        open transformation carries."""
         parts = {0: g} if self.single else g
         with grad_mode(True):
             outputs = self.eager(leaves)
-            wanted = [outputs[self.derivative.differentiable[k]] for k in parts]
-            cotangents = list(parts.values())
-            targets = self.targets(leaves)
-            return engine.grad(wanted, targets, cotangents, create_graph=True, allow_unused=True)
+        wanted = [outputs[self.derivative.differentiable[k]] for k in parts]
+        targets, recorded = self.targets(leaves), modes.local.grad
+        return engine.grad(
+            wanted, targets, list(parts.values()), create_graph=recorded, allow_unused=True
+        )
 
 
 class Replay(engine.Node):
@@ -248,8 +250,7 @@ class Replay(engine.Node):
 
     def tensors(self, g) -> Sequence:
         self.check()
-        results = self.half.again(self.leaves, g)
-        return results if modes.local.grad else [r if r is None else r.detach() for r in results]
+        return self.half.again(self.leaves, g)
 
 
 _new = object.__new__
@@ -266,4 +267,4 @@ def _run(node: Replay, g, keep: bool) -> Sequence:
             parts = half.run(*node.values, *half.arrays(g))
     if not keep:
         node.release()
-    return parts
+    return engine.Fresh(parts) if half.native else parts

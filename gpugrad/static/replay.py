@@ -16,6 +16,7 @@ from ..tree import flatten
 from . import compose, passes
 from .graph import Graph
 from .recording import Place, Recording
+from .run_cpu import NativeProgram
 from .runners import runner_for, with_draws
 from .sources import Argument, ArgumentGrad, HostResult, Live, LiveGrad
 
@@ -77,9 +78,10 @@ class ReplayedProgram:
         derivative = self.recording.derivative
         if graph is None or derivative is None:
             return None
-        half = compose.SecondHalf(graph, self.graph, derivative, runner_for(graph), self._outputs)
-        if hasattr(self.run, "saved"):
-            self.run.saved, half.lends = self.saved, True
+        run = runner_for(graph)
+        half = compose.SecondHalf(graph, self.graph, derivative, run, self._outputs)
+        if self.run.__class__ is NativeProgram is run.__class__:
+            self.run.saved, half.native = self.saved, True
         return half
 
     def _reader(self, source) -> tuple:
