@@ -253,6 +253,10 @@ def _run_spent(node: Node, g, keep: bool):
     node.check()
 
 
+class Fresh(list):
+    """Cotangents of the edges of a record, in memory that nobody else refers to."""
+
+
 class Parts(dict):
     """Cotangents of some outputs of a record with several, by output number."""
 
@@ -298,6 +302,8 @@ def _count_users(roots: Sequence[Node]) -> dict[Node, int]:
                 users[edge] = n + 1
                 continue
             users[edge] = 1
+            if not edge.edges:  # a leaf
+                continue
             if node is None:
                 node = edge
             else:
@@ -415,6 +421,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None, ends=False):
     observed = hooked or capture is not None
     anomaly = modes.unusual and modes.local.anomaly
     recorder = modes.local.recording if modes.special else None
+    plain = not (observed or with_tensors or recorder)
     push, waiting = ready.append, users.get
     node = None
     while node is not None or ready:
@@ -452,12 +459,15 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None, ends=False):
             parts = node.run(node, g, keep)
         if anomaly and g is not None:
             _check_anomaly(node, parts)
+        fresh = plain and parts.__class__ is Fresh
         node = g = None
         for edge, d in zip(edges, parts):
             left = waiting(edge)
             if left.__class__ is int:
                 if left > 1:
                     users[edge] = [left - 1, d]
+                elif fresh and edge.__class__ is Leaf:  # at its end
+                    _accumulate(edge, d, True)
                 elif node is None:  # the next one, without a detour over the list
                     node, g = edge, d
                 else:
@@ -559,7 +569,9 @@ def _accumulate(leaf: Leaf, g, owned: bool, recorder=None) -> None:
     if tensor is None:
         return
     with _accumulating:
-        if recorder is not None and not isinstance(g, Tensor):
+        if owned and tensor.grad is None and recorder is None and g.dtype is tensor.array.dtype:
+            tensor.grad = wrap(g)
+        elif recorder is not None and not isinstance(g, Tensor):
             recorder.accumulate(tensor, g)
         elif g.__class__ is _ndarray or isinstance(g, Tensor):
             _add_to_grad(tensor, g, owned)
@@ -580,7 +592,7 @@ def _add_to_grad(tensor: Tensor, g, owned: bool) -> None:
         tensor.grad = g if tensor.grad is None else tensor.grad + g
     else:
         dtype = tensor.array.dtype
-        if g.dtype != dtype:
+        if g.dtype is not dtype and g.dtype != dtype:
             g = g.astype(dtype)
         if tensor.grad is None:
             tensor.grad = wrap(g if owned else g.copy())
@@ -689,6 +701,9 @@ def _seed(tensor: Tensor, gradient):
             return constant(array_module(array).ones(array.shape, array.dtype))
     if not isinstance(gradient, Tensor):
         gradient = wrap(gradient)
+    g, array = gradient.array, tensor.array
+    if g.__class__ is array.__class__ and g.shape == array.shape and g.dtype is array.dtype:
+        return gradient
     if gradient.shape != tensor.shape:
         raise RuntimeError(
             f"Mismatch in shape: grad_output[0] has a shape of {tuple(gradient.shape)} and "

@@ -138,10 +138,11 @@ def exclusive(array) -> bool:
         from . import cupy
 
         return cupy.owns_alone(array)
-    if not array.flags.writeable:
+    flags = array.flags
+    if not flags.writeable:
         return False
     if array.base is None:
-        return array.flags.owndata
+        return flags.owndata
     if array.base.__class__ is not np.ndarray or array.base.base is not None:
         return False
     limit = _BASE + 1 if pool.owns(array.base) else _BASE

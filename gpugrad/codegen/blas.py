@@ -16,6 +16,7 @@ import numpy as np
 
 from .ir import Code, Value
 from .machine import Machine
+from .shares import parameters, share
 
 # Names of ``cblas_?gemm`` and the type of their integers. Wheels of NumPy add a prefix and a suffix
 # to those of OpenBLAS, so that several copies can be loaded; Accelerate has both integers.
@@ -105,9 +106,8 @@ def text(compiler: Machine, element: str, integer: str) -> str:
     ``numbers`` holds alpha. Threads share the rows of C, or its columns.
     """
     code = Code(element, 1)
-    names = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
-    parameters = [code.parameter(*p) for p in names]
-    table, numbers, first, last = parameters
+    given = parameters(code)
+    table, numbers, first, last = given
     pointers = {"function", "a", "b", "c"}
     word = {
         name: code.load(code.at(table, place), "ptr" if name in pointers else "i64")
@@ -123,7 +123,7 @@ def text(compiler: Machine, element: str, integer: str) -> str:
 
     by_rows = word["by_rows"].compare("ne", 0)
     shared = code.select(by_rows, word["m"], word["n"])
-    start, stop = ((shared * share).bitwise("lshr", 16) for share in (first, last))
+    start, stop = (share(code, shared, bound) for bound in (first, last))
     count = stop - start
     m, n = code.select(by_rows, count, word["m"]), code.select(by_rows, word["n"], count)
     sizes = [narrow(v, integer) for v in (m, n, word["k"])]
@@ -143,4 +143,4 @@ def text(compiler: Machine, element: str, integer: str) -> str:
         arguments = [f"i32 {ROW_MAJOR}", *stored, *sizes, alpha, a, leading[0], b, leading[1]]
         arguments += [code.like(alpha, 0.0), c, leading[2]]
         code.do(f"call void {word['function'].name}({', '.join(map(str, arguments))})")
-    return code.function("kernel", parameters)
+    return code.function("kernel", given)

@@ -22,7 +22,8 @@ from functools import lru_cache
 
 from .ir import Code, Value
 from .machine import Machine
-from .tasks import WHOLE, Task, parameters, share
+from .shares import WHOLE, parameters, share
+from .tasks import Task
 
 
 def task(

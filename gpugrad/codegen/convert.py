@@ -8,12 +8,11 @@ from functools import lru_cache
 import numpy as np
 
 from .ir import Code, Value, is_real
-from .machine import Machine, machine
-from .tasks import Task, parameters, share
+from .machine import ELEMENTS, Machine, machine
+from .shares import parameters, share
+from .tasks import Task
 
-_TYPES = {
-    np.dtype("float32"): "float",
-    np.dtype("float64"): "double",
+_TYPES = ELEMENTS | {
     np.dtype("int64"): "i64",
     np.dtype("int32"): "i32",
     np.dtype("bool"): "i8",

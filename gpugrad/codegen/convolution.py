@@ -18,7 +18,7 @@ import numpy as np
 from ..backend import numpy as backend
 from . import convolution_kernels as kernels
 from .convolution_kernels import InputTile, Layer, Tile, WeightTile
-from .machine import machine
+from .machine import ELEMENTS, machine
 
 # Multiplications from which a kernel is worth its compilation: 5 us here, 50 for the reference.
 LEAST_WORK = 1 << 18
@@ -43,7 +43,6 @@ MOST_IMAGES = 8
 POINTWISE_CHANNELS = 16
 NARROW_WEIGHTS = 1 << 14
 
-_ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 _Kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)
 _WeightKernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 4)
 
@@ -147,7 +146,7 @@ def _kernel(make, a, b, *sizes) -> Compiled | None:
 @lru_cache(4096)
 def _chosen(make, dtype, x_shape, w_shape, *options) -> Compiled | None:
     """One look-up by everything a call says: half the overhead of looking for the layer first."""
-    element = _ELEMENTS.get(dtype)
+    element = ELEMENTS.get(dtype)
     if element is None or len(x_shape) != 4:
         return None
     layer = _layer(element, x_shape[1:], w_shape, *options)

@@ -22,7 +22,6 @@ from typing import NamedTuple
 from .arrays import BOOLEAN, Program
 from .ir import Code, Value
 from .llvm import (
-    _TABLE,
     Unsupported,
     _data,
     _evaluate,
@@ -36,6 +35,7 @@ from .llvm import (
     rules_for,
 )
 from .machine import Machine
+from .shares import parameters
 
 # Vectors of a packed panel, and of the sums of a block, at most: of 32 bytes each 16 and 12 KiB,
 # which leaves something of an L1 cache of 32 KiB to A. With a third of the rows (512, 512) x
@@ -108,7 +108,7 @@ class _Writer:
         self.compiler, self.kernel, self.tile = compiler, kernel, kernel.tile
         self.code = code = Code(self.tile.element, self.tile.lanes)
         self.size = _SIZES[self.tile.element]
-        self.parameters = [code.parameter(*p) for p in _TABLE]
+        self.parameters = parameters(code)
         self.table, self.numbers, *_ = self.parameters
         self.arrays = [
             (name, kind)

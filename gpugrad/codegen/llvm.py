@@ -28,14 +28,14 @@ from . import vector_math
 from .arrays import BOOLEAN, Program, merge_dimensions
 from .expr import Expr, topological
 from .ir import Code, Value, with_element
-from .machine import Machine, machine
+from .machine import ELEMENTS, Machine, machine
+from .shares import WHOLE, parameters, share
 
 # Elements from which threads are worth their dispatch, on two cores: tanh of 2**19 takes 640 us on
 # one thread and 500 on two, but most functions take a quarter of that, and a training step with
 # an Adam update of 640,000 parameters took 7 % longer with threads.
 PARALLEL = 1 << 20
 
-ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 _BOOL = np.dtype("bool")
 _NUMBERS = (int, float, bool)
 
@@ -220,26 +220,20 @@ def _sweep(
         )
 
 
-# A thread does the elements from n * first / _WHOLE to n * last / _WHOLE. A division in the kernel
-# would cost 3 ms of compile time.
-_WHOLE = 1 << 16
-
-
 def _share(code: Code, n: Value, first: Value, last: Value, multiple: int) -> tuple[Value, Value]:
     """Start and stop of one thread's part of ``range(n)``, at multiples but for the end."""
 
     def bound(k: Value) -> Value:
-        return (n * k).bitwise("ashr", _WHOLE.bit_length() - 1) & -multiple
+        return share(code, n, k) & -multiple
 
-    return bound(first), code.select(last.compare("eq", _WHOLE), n, bound(last))
+    return bound(first), code.select(last.compare("eq", WHOLE), n, bound(last))
 
 
 def _spread(call: Callable, size: int) -> None:
     """``call(first, last)`` once, or for large sizes once per thread."""
-    backend.run_parts(lambda k, n: call(k * _WHOLE // n, (k + 1) * _WHOLE // n), size, PARALLEL)
+    backend.run_parts(lambda k, n: call(k * WHOLE // n, (k + 1) * WHOLE // n), size, PARALLEL)
 
 
-_TABLE = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -327,7 +321,7 @@ class _Plan:
             table[place] = id(output)
         address, values = table.buffer_info()[0], numbers.buffer_info()[0]
         if self.size < PARALLEL:
-            self.kernel(address, values, 0, _WHOLE)
+            self.kernel(address, values, 0, WHOLE)
         else:
             kernel = self.kernel
             _spread(lambda first, last: kernel(address, values, first, last), self.size)
@@ -358,19 +352,12 @@ def _plan(program: Program, args: Sequence) -> _Plan | None:
     if loops is None:
         return None
     sizes, strides = loops
-    pattern = _inner_strides(operands.pattern, strides)
-    element, depth = ELEMENTS[operands.dtype], 1 if len(sizes) == 1 else 3
-    kernel = _compiled(
-        program,
-        (element, pattern, depth),
-        lambda compiler: _rows_kernel(compiler, program, element, pattern, depth),
-        _Kernel,
-    )
+    kernel = _kernel_for(program, operands, sizes, strides)
     if kernel is None:
         return None
     dtypes = [_BOOL if e.op in BOOLEAN else operands.dtype for e in program.outputs]
     strides += [_steps(sizes, dtype.itemsize) for dtype in dtypes]
-    return _Plan(kernel, operands, _table(sizes, strides), dtypes, depth)
+    return _Plan(kernel, operands, _table(sizes, strides), dtypes, _depth(sizes))
 
 
 def plan_into(program: Program, operands: _Operands, outputs: list) -> tuple[Any, array] | None:
@@ -382,20 +369,31 @@ def plan_into(program: Program, operands: _Operands, outputs: list) -> tuple[Any
     sizes, strides = loops
     if any(s[-1] == 0 for s in strides[len(operands.arrays) :]):
         return None
+    kernel = _kernel_for(program, operands, sizes, strides)
+    if kernel is None:
+        return None
+    table, depth = _table(sizes, strides), _depth(sizes)
+    for k, a in enumerate([*operands.arrays, *outputs]):
+        table[depth + depth * k] = id(a)
+    return kernel, table
+
+
+def _depth(sizes: list[int]) -> int:
+    """Loops of the kernel for these sizes."""
+    return 1 if len(sizes) == 1 else 3
+
+
+def _kernel_for(program: Program, operands: _Operands, sizes: list[int], strides: list):
+    """The kernel of a program for loops of these sizes over arrays, inputs first, of these strides;
+    None where there is none."""
     pattern = _inner_strides(operands.pattern, strides)
-    element, depth = ELEMENTS[operands.dtype], 1 if len(sizes) == 1 else 3
-    kernel = _compiled(
+    element, depth = ELEMENTS[operands.dtype], _depth(sizes)
+    return _compiled(
         program,
         (element, pattern, depth),
         lambda compiler: _rows_kernel(compiler, program, element, pattern, depth),
         _Kernel,
     )
-    if kernel is None:
-        return None
-    table = _table(sizes, strides)
-    for k, a in enumerate([*operands.arrays, *outputs]):
-        table[depth + depth * k] = id(a)
-    return kernel, table
 
 
 def _gains(program: Program, args: Sequence) -> bool:
@@ -493,8 +491,8 @@ def _rows_kernel(
     the outermost loop.
     """
     code = Code(element, compiler.lanes(element))
-    parameters = [code.parameter(*p) for p in _TABLE]
-    table, numbers, first, last = parameters
+    given = parameters(code)
+    table, numbers, first, last = given
     kinds = [(n, p) for n, p in zip(program.inputs, pattern, strict=True) if p in "vbVB"]
     numbered = [n for n, p in zip(program.inputs, pattern, strict=True) if p == "n"]
     inputs = {n: _number(code, numbers, k) for k, n in enumerate(numbered)}
@@ -538,7 +536,7 @@ def _rows_kernel(
 
     if loops == 1:
         rows(bases, *_share(code, sizes[0], first, last, 64))
-        return code.function("kernel", parameters)
+        return code.function("kernel", given)
     zero = code.integer(0)
     with (
         code.loop(*_share(code, sizes[0], first, last, 1)) as o,
@@ -546,7 +544,7 @@ def _rows_kernel(
     ):
         steps = [o * outer + m * middle for outer, middle in strides]
         rows([code.at(b, s, "i8") for b, s in zip(bases, steps, strict=True)], zero, sizes[2])
-    return code.function("kernel", parameters)
+    return code.function("kernel", given)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -588,7 +586,7 @@ def update(program: Program, arrays: list, count: int, numbers: list[float]) -> 
     values = array("d", numbers)
     where = values.buffer_info()[0]
     if size < PARALLEL:
-        kernel(address, count, where, 0, _WHOLE)
+        kernel(address, count, where, 0, WHOLE)
     else:
         _spread(lambda first, last: kernel(address, count, where, first, last), size)
     return True

@@ -10,6 +10,9 @@ import warnings
 
 import numpy as np
 
+# What LLVM calls the elements that kernels compute with.
+ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
+
 # The words of PyArrayObject after the type, as in NumPy's ndarraytypes.h; part of its ABI.
 _FIELDS = ("type", "data", "ndim", "shape", "strides", "base", "dtype", "flags")
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from .arrays import merge_dimensions
 from .ir import Code, Value
-from .machine import Machine, machine
-from .tasks import Task, parameters, share
+from .machine import ELEMENTS, Machine, machine
+from .shares import parameters, share
+from .tasks import Task
 
 _LOOPS = 6
 _TILE = 16  # elements of the source that lie together, copied at once where layouts differ
@@ -125,7 +126,7 @@ def add_rows(rows: np.ndarray, index: np.ndarray, out: np.ndarray) -> list[Task]
 
 def _rows(kind: str, table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> Task | None:
     compiler = machine()
-    element = {"float32": "float", "float64": "double"}.get(table.dtype.name)
+    element = ELEMENTS.get(table.dtype)
     arrays = (table, index, rows)
     if compiler is None or element is None or index.dtype != np.int64 or rows.dtype != table.dtype:
         return None
@@ -207,7 +208,7 @@ def _check_text(compiler: Machine) -> str:
 def sum_middle(x: np.ndarray, out: np.ndarray) -> Task | None:
     """The task that sums (outer, middle, inner) over the middle axis, in the order of the axis."""
     compiler = machine()
-    element = {"float32": "float", "float64": "double"}.get(x.dtype.name)
+    element = ELEMENTS.get(x.dtype)
     if compiler is None or element is None or out.dtype != x.dtype or not x.size:
         return None
     if not (x.flags.c_contiguous and out.flags.c_contiguous):
@@ -263,7 +264,7 @@ def _sum_text(compiler: Machine, element: str) -> str:
 def fill(out: np.ndarray, value: float = 0.0) -> Task | None:
     """The task that fills a contiguous array of float32 or float64 with a number."""
     compiler = machine()
-    element = {"float32": "float", "float64": "double"}.get(out.dtype.name)
+    element = ELEMENTS.get(out.dtype)
     if compiler is None or element is None or not out.flags.c_contiguous:
         return None
     parts = 1 if out.size < _PARALLEL else 16

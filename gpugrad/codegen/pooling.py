@@ -19,7 +19,7 @@ import numpy as np
 from ..backend import numpy as backend
 from .ir import Value, with_element
 from .loops import Writer
-from .machine import Machine, machine
+from .machine import ELEMENTS, Machine, machine
 
 # Elements of the input from which a call of a kernel beats the reference's calls of NumPy.
 LEAST = 1 << 11
@@ -28,7 +28,6 @@ PARALLEL = 1 << 20
 # Taps of a window that are written out.
 LARGEST = 49
 
-_ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 _Forward = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2)
 _Scatter = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)
 
@@ -129,7 +128,7 @@ def _pool(x, kernel, stride, dilation) -> Pool | None:
 
 
 def _sizes(dtype, shape, kernel, stride, dilation) -> Pool | None:
-    element = _ELEMENTS.get(dtype)
+    element = ELEMENTS.get(dtype)
     if element is None or prod(kernel) > LARGEST or machine() is None:
         return None
     return _make_pool(element, shape[-2:], kernel, stride, dilation)

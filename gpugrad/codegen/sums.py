@@ -14,7 +14,7 @@ import numpy as np
 from ..backend import numpy as backend
 from .ir import Value
 from .loops import Writer
-from .machine import Machine, machine
+from .machine import ELEMENTS, Machine, machine
 
 # Elements from which a kernel beats NumPy's call.
 LEAST = 1 << 14
@@ -23,7 +23,6 @@ PARALLEL = 1 << 20
 # Vectors summed side by side: one addition waits 3 to 4 cycles for the one before it.
 ACCUMULATORS = 4
 
-_ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 _Kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 4)
 
 
@@ -32,7 +31,7 @@ def sum_to(x, shape: tuple[int, ...]):
     if x.__class__ is not np.ndarray or x.size < LEAST or not x.flags.c_contiguous:
         return None
     kept = prod(shape)
-    element = _ELEMENTS.get(x.dtype)
+    element = ELEMENTS.get(x.dtype)
     if element is None or kept == 1 or kept not in shape or len(shape) > x.ndim:
         return None
     axis = shape.index(kept) - len(shape)

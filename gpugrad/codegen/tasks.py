@@ -1,9 +1,7 @@
 """Lists of native tasks that one call runs: what a compiled program does on a CPU.
 
-A task is a call of a kernel ``kernel(table, numbers, first, last)``: the table is of 64-bit words
-(sizes, strides, array objects), the numbers are doubles, and ``first`` and ``last`` say which share
-of the work the call does, in units of 1/65536. The records of a list lie in one piece of memory; a
-small native function walks over them without holding the GIL.
+A task is a call of a kernel as ``shares.py`` has it. The records of a list lie in one piece of
+memory; a small native function walks over them without holding the GIL.
 """
 
 from __future__ import annotations
@@ -13,23 +11,8 @@ from array import array
 from typing import Any, NamedTuple
 
 from . import blas, workers
-from .ir import Code, Value
 from .machine import Machine, machine
-
-# The whole of a task's work, as ``last``.
-WHOLE = 1 << 16
-
-
-def parameters(code: Code) -> list[Value]:
-    """The parameters of a task's kernel: table, numbers, first, last."""
-    names = (("table", "ptr"), ("numbers", "ptr"), ("first", "i64"), ("last", "i64"))
-    return [code.parameter(*p) for p in names]
-
-
-def share(code: Code, count: Value, bound: Value) -> Value:
-    """Where the share of a call begins or ends among ``count`` pieces of work; ``bound`` is
-    ``first`` or ``last``."""
-    return (count * bound).bitwise("lshr", WHOLE.bit_length() - 1)
+from .shares import WHOLE
 
 
 class Task(NamedTuple):

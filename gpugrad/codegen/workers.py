@@ -44,6 +44,7 @@ import threading
 
 from ..backend import numpy as backend
 from .machine import Machine, machine
+from .shares import WHOLE
 
 # Parts of one job: 12 bits of the state.
 MOST_PARTS = (1 << 12) - 1
@@ -154,7 +155,7 @@ entry:
   %free = icmp eq i64 %busy, 0
   br i1 %free, label %publish, label %alone
 alone:
-  call void %function(ptr %table, ptr %numbers, i64 0, i64 65536)
+  call void %function(ptr %table, ptr %numbers, i64 0, i64 {whole})
   ret void
 publish:
   store atomic i64 0, ptr %at.done monotonic, align 8
@@ -259,7 +260,7 @@ def _render(compiler: Machine, *texts: str) -> str:
         for name, word in _WORDS.items()
     )
     fields = {"pause": pause, "addresses": addresses, "spin": _SPIN, "patience": _PATIENCE}
-    fields["spin_and_offers"] = _SPIN + _OFFERS
+    fields["spin_and_offers"], fields["whole"] = _SPIN + _OFFERS, WHOLE
     declaration = pause.replace("i32 15", "i32")
     texts = (_TEXT.replace("{pause.declaration}", declaration), *texts)
     return "".join(text.format(**fields) for text in texts)

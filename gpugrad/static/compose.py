@@ -8,16 +8,19 @@ first half and puts one record on the tape; its backward replays the second.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..autograd import engine
-from ..autograd.function import Function
+from ..backend.arrays import array_module, there
 from ..config import grad_mode, modes
 from ..dtypes import is_differentiable
-from ..tensor import Tensor, wrap
+from ..tensor import Tensor, clock
 from .graph import Graph, Node, Value
 from .record import Recorder
+from .sources import HostResult
 
 
 class Cotangent(NamedTuple):
@@ -95,76 +98,173 @@ def _can_go_back(output: Tensor, ends) -> bool:
     return True
 
 
-def halves(graph: Graph, derivative: Derivative, forward: set[Node]) -> tuple[Graph, Graph, list]:
-    """The graph of the function, which ends with the values to save; that of its backward pass; and
-    for each input of the latter its source: ``Saved``, ``Cotangent``, or an input of the former."""
+def halves(graph: Graph, derivative: Derivative, forward: set[Node]) -> tuple[Graph, Graph, int]:
+    """The graph of the function, which ends with the values to save; that of its backward pass,
+    whose sources are ``Saved``, inputs of the former, and at the end ``Cotangent``; and how many
+    values are saved. What is drawn or counted before a call is saved, too."""
     count = len(graph.outputs) - len(derivative.gradients)
     first = graph.with_nodes([n for n in graph.nodes if n in forward])
     second = graph.with_nodes([n for n in graph.nodes if n not in forward])
     second.outputs, second.stores, second.guards = list(derivative.gradients), [], []
-    first.outputs = graph.outputs[:count]
+    inputs = list(zip(graph.inputs, graph.sources, strict=True))
     cotangents = set(derivative.cotangents)
-    made = {v for node in first.nodes for v in node.outputs}
     used = {v for node in second.nodes for v in node.values} | set(second.outputs)
-    saved = [v for node in first.nodes for v in node.outputs if v in used & made]
-    first.outputs += saved
-    inputs = [(v, s) for v, s in zip(graph.inputs, graph.sources, strict=True)]
+    drawn = [v for v, s in inputs if s.__class__ is HostResult and v.dtype is not None]
+    saved = [v for v in drawn if v in used]
+    saved += [v for node in first.nodes for v in node.outputs if v in used]
+    first.outputs = [*graph.outputs[:count], *saved]
     first.inputs = [v for v, _ in inputs if v not in cotangents]
     first.sources = [s for v, s in inputs if v not in cotangents]
-    second.inputs, second.sources = [], []
-    for v, s in inputs:
-        if v in used:
-            second.inputs.append(v)
-            second.sources.append(s)
-    for place, v in enumerate(saved):
-        second.inputs.append(v)
-        second.sources.append(Saved(place))
-    return first, second, saved
+    read = [(v, s) for v, s in inputs if v in used and v not in cotangents | set(saved)]
+    read += [(v, Saved(place)) for place, v in enumerate(saved)]
+    read += [(v, s) for v, s in inputs if v in used & cotangents]
+    second.inputs, second.sources = [v for v, _ in read], [s for _, s in read]
+    return first, second, len(saved)
 
 
-class _Replay(Function):
-    """One call of a compiled function, with its two halves."""
-
-    @staticmethod
-    def forward(ctx, call: Call, *targets):
-        outputs, saved = call.run()
-        wanted = set(call.derivative.differentiable)
-        ctx.mark_non_differentiable(*[t for k, t in enumerate(outputs) if k not in wanted])
-        ctx.call, ctx.count = call, len(saved)
-        ctx.save_for_backward(*saved, *call.read)
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx, *cotangents):
-        call: Call = ctx.call
-        tensors = ctx.saved_tensors
-        if modes.local.grad:
-            return (None, *call.again(cotangents))
-        given = [g.array for g in cotangents]
-        arrays = [t.array for t in tensors[: ctx.count]]
-        return (None, *[wrap(g) for g in call.backward(given, arrays)])
+def with_inputs_of(second: Graph, first: Graph, optimized: Graph) -> Graph:
+    """The first half, optimised, with the inputs that only the second reads."""
+    kept = {*optimized.inputs, *second.inputs}
+    pairs = [(v, s) for v, s in zip(first.inputs, first.sources, strict=True) if v in kept]
+    new = optimized.with_nodes(optimized.nodes)
+    new.inputs, new.sources = [v for v, _ in pairs], [s for _, s in pairs]
+    return new
 
 
-class Call:
-    """A call of a compiled function that goes on the tape.
+class SecondHalf:
+    """What replays the backward pass of a compiled function, and makes its records.
 
-    ``run()`` gives outputs and saved values as tensors; ``backward(cotangents, saved)`` arrays of
-    the targets; ``read`` are the tensors whose values backward reads, ``targets`` those that get a
-    gradient; ``function()`` runs the function eagerly, for derivatives of the derivative.
+    A program has its memory once: ``lock`` is held while either half runs. The values that a call
+    saved are in that memory, if the program is ``native``, until the next call; the record of the
+    call before takes copies of them then, if its backward may still come (``make_room``).
     """
 
     def __init__(
-        self, derivative: Derivative, run: Callable, backward: Callable, read, targets, function
+        self, graph: Graph, first: Graph, derivative: Derivative, run: Callable, eager: Callable
     ):
-        self.derivative, self.run, self.backward = derivative, run, backward
-        self.read, self.targets, self.function = read, targets, function
+        """``first`` is the first half as it runs, ``run`` runs the second; ``eager(leaves)`` gives
+        the outputs by running the function itself."""
+        self.derivative, self.run, self.eager = derivative, run, eager
+        self.lock = threading.RLock()
+        self.native = False  # the first half lends what it saves, this one gives copies
+        self._last: Callable[[], Replay | None] = lambda: None
+        outputs = [first.outputs[k] for k in derivative.differentiable]
+        self.shapes = [v.shape for v in outputs]
+        self.dtypes = [v.dtype for v in outputs]
+        self.single = len(outputs) == 1
+        places = {id(s): k for k, s in enumerate(first.sources)}
+        self.cotangents = [s.place for s in graph.sources if s.__class__ is Cotangent]
+        # where the other inputs come from: (True, place among the saved) or (False, input of first)
+        self.reads = [
+            (True, s.place) if s.__class__ is Saved else (False, places[id(s)])
+            for s in graph.sources
+            if s.__class__ is not Cotangent
+        ]
+        # whose memory is read: that it is unchanged is checked
+        self.watched = [first.sources[place] for saved, place in self.reads if not saved]
 
-    def apply(self) -> tuple:
-        """The outputs, on the tape."""
-        return _Replay.apply(self, *self.targets)
+    def record(self, edges: tuple, saved: tuple, values: tuple, leaves: Sequence) -> Replay:
+        """The record of a call that has just run the first half."""
+        n = _new(Replay)
+        n.half, n.edges, n.saved, n.values, n.leaves = self, edges, saved, values, leaves
+        n.out, n.shape, n.time, n.run = None, self.shapes[0] if self.single else (), clock.now, _run
+        self._last = weakref.ref(n)
+        return n
 
-    def again(self, cotangents) -> Sequence:
-        """The gradients with a history, from an eager run."""
-        outputs = self.function()
-        wanted = [outputs[k] for k in self.derivative.differentiable]
-        return engine.grad(wanted, self.targets, cotangents, create_graph=True, allow_unused=True)
+    def attach(self, node: Replay, outputs: Sequence[Tensor]) -> None:
+        """Let the outputs of a call know where they come from."""
+        places = self.derivative.differentiable
+        if self.single:
+            outputs[places[0]]._node = node
+            return
+        for index, place in enumerate(places):
+            outputs[place]._node = engine.Part(node, index, self.shapes[index])
+
+    def make_room(self) -> None:
+        """Save what the next call is about to overwrite."""
+        node = self._last()
+        if node is not None and self.native:
+            pairs = zip(node.values, self.reads, strict=False)  # empty after its backward
+            node.values = tuple([v.copy() if saved else v for v, (saved, _) in pairs])
+
+    def targets(self, leaves: Sequence) -> list[Tensor]:
+        """The tensors that get a gradient."""
+        targets = self.derivative.targets
+        return [t if isinstance(t, Tensor) else leaves[t] for t in targets]
+
+    def arrays(self, g) -> list:
+        """The cotangents as the second half takes them."""
+        parts = {0: g} if self.single else g
+        some = next(iter(parts.values()))
+        found = []
+        for k in self.cotangents:
+            shape, dtype, d = self.shapes[k], self.dtypes[k], parts.get(k)
+            if d is None:
+                with there(some):
+                    d = array_module(some).zeros(shape, dtype)
+            elif d.shape != shape:
+                raise RuntimeError(
+                    f"the gradient of an output of a compiled function has shape "
+                    f"{tuple(d.shape)} but the output {tuple(shape)}"
+                )
+            found.append(d if d.dtype == dtype else d.astype(dtype))
+        return found
+
+    def again(self, leaves: Sequence, g) -> Sequence:
+        """The gradients as tensors, by an eager run: with a history if that is on, or of what an
+        open transformation carries."""
+        parts = {0: g} if self.single else g
+        with grad_mode(True):
+            outputs = self.eager(leaves)
+        wanted = [outputs[self.derivative.differentiable[k]] for k in parts]
+        targets, recorded = self.targets(leaves), modes.local.grad
+        return engine.grad(
+            wanted, targets, list(parts.values()), create_graph=recorded, allow_unused=True
+        )
+
+
+class Replay(engine.Node):
+    """The record of one call of a compiled function; ``run`` replays the second half.
+
+    ``values`` is what that reads beside the cotangents, ``saved`` the tensors over some of it, and
+    ``leaves`` are the arguments of the call, for derivatives of the derivative.
+    """
+
+    __slots__ = ("half", "leaves", "values")
+    half: SecondHalf
+    edges: tuple
+    saved: tuple
+    values: tuple
+    leaves: Sequence
+    shape: tuple[int, ...]
+    run: Callable
+
+    @property
+    def name(self) -> str:
+        return "CompiledFunctionBackward"
+
+    def release(self) -> None:
+        if self.saved or self.values:
+            self.saved = self.values = self.leaves = ()
+            self.time = -1
+
+    def tensors(self, g) -> Sequence:
+        self.check()
+        return self.half.again(self.leaves, g)
+
+
+_new = object.__new__
+
+
+def _run(node: Replay, g, keep: bool) -> Sequence:
+    half = node.half
+    with half.lock:
+        if node.time != clock.now:
+            node.check()
+        if half.single and g.shape == node.shape and g.dtype is half.dtypes[0] and half.cotangents:
+            parts = half.run(*node.values, g)
+        else:
+            parts = half.run(*node.values, *half.arrays(g))
+    if not keep:
+        node.release()
+    return engine.Fresh(parts) if half.native else parts

@@ -1,9 +1,9 @@
 """The short way to a replay: one written-out function that checks that nothing has changed since
 the last call, runs the native program, and wraps what it computed.
 
-It serves calls with tensors and numbers as positional arguments, of programs without a derivative,
-and answers ``MISS`` for everything that the general way (``compiled.py``) has to look at. For a
-training step with one argument it reads
+It serves calls with tensors and numbers as positional arguments, and answers ``MISS`` for
+everything that the general way (``compiled.py``) has to look at. For a training step with one
+argument it reads
 
     def fast(args):
         if modes.unusual or writes.count != 12 or settings.default_dtype is not d: return MISS
@@ -20,6 +20,16 @@ training step with one argument it reads
             note_writes()
             p0.grad = g0
             return wrap(r[0].copy())
+
+and where the result goes on the tape of the caller, from the lock on
+
+        with lock, half_lock:
+            make_room()
+            r = entry(a0)
+            if r is None: return MISS
+            t0 = wrap(r[0].copy())
+            t0._node = record(edges, (p0, x0), (r[1], a0, q0), (x0,))
+            return t0
 """
 
 from __future__ import annotations
@@ -28,7 +38,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
-from ..autograd.engine import spent_node
+from ..autograd.engine import Leaf, Part, spent_node
 from ..compiler import Changed, module_writes
 from ..config import modes, settings
 from ..tensor import Tensor, clock, wrap
@@ -36,6 +46,9 @@ from .recording import Place
 from .replay import MISS, ReplayedProgram, view_of
 from .run_cpu import NativeProgram
 from .sources import Argument, HostResult, Live, LiveArray
+
+# Sources whose memory is that of a tensor.
+_OF_TENSORS = (Argument, Live)
 
 
 class _Source:
@@ -61,7 +74,7 @@ class _Source:
 def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequence], Any] | None:
     """The short way for calls like this one, or None where there is none."""
     run, recording = program.run, program.recording
-    if run.__class__ is not NativeProgram or not run.built or recording.derivative is not None:
+    if run.__class__ is not NativeProgram or not run.built:
         return None
     if program.lends or recording.output:
         return None
@@ -91,9 +104,14 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
     _check_surroundings(s, compiled.surroundings)
     arrays = _check_arguments(s, args, recording.pinned, compiled.floats.followed)
     _check_live(s, program)
-    s.add("    with lock:")
+    if program.half is None:
+        s.add("    with lock:")
+    else:
+        s.names.update(half_lock=program.half.lock, make_room=program.half.make_room)
+        s.add("    with lock, half_lock:")
+        s.add("        make_room()")
     _run(s, program, run, arrays)
-    _leave(s, program, run)
+    _leave(s, program, run, arrays)
     exec(compile("\n".join(["def fast(args):", *s.lines]), "<gpugrad replay>", "exec"), s.names)
     return s.names["fast"]
 
@@ -151,12 +169,15 @@ def _check_arguments(s: _Source, args: Sequence, pinned, followed: set[int]) -> 
 
 def _check_live(s: _Source, program: ReplayedProgram) -> None:
     conditions = []
+    leaves = {id(t) for t in _leaf_targets(program)}
     for source in program.graph.sources:
         if source.__class__ is Live:
-            t = s.name(source.tensor)
+            t, node = s.name(source.tensor), source.tensor._node
             conditions.append(f"{t}.array is {s.name(source.tensor.array)}")
-            negated = "not " if source.tensor._node is not None else ""
-            conditions.append(f"{t}._node is {negated}None")
+            if id(source.tensor) not in leaves:
+                conditions.append(f"{t}._node is {'None' if node is None else 'not None'}")
+    for tensor in _leaf_targets(program):
+        conditions.append(f"{s.name(tensor)}._node is {s.name(tensor._node)}")
     without = program.recording.entered_without
     for tensor, _ in program.recording.grads:
         if id(tensor) in without:
@@ -204,7 +225,51 @@ def _with_history(array) -> Tensor:
     return t
 
 
-def _leave(s: _Source, program: ReplayedProgram, run: NativeProgram) -> None:
+def _leaf_targets(program: ReplayedProgram) -> list[Tensor]:
+    """The tensors that the program reaches by itself and that accumulate a gradient."""
+    targets = [] if program.half is None else program.half.derivative.targets
+    return [t for t in targets if isinstance(t, Tensor) and t._node.__class__ is Leaf]
+
+
+def _record(s: _Source, program: ReplayedProgram, arrays: dict[int, str]) -> None:
+    """Put the results ``t0``, ``t1``... that have a derivative on the tape."""
+    half, run = program.half, program.run
+    assert half is not None
+    targets = half.derivative.targets
+    if len(_leaf_targets(program)) == len(targets):
+        edges = s.name(tuple([t._node for t in targets]))
+    else:
+        nodes = [f"{s.name(t) if isinstance(t, Tensor) else f'x{t}'}._node, " for t in targets]
+        edges = f"({''.join(nodes)})"
+
+    def tensor(source) -> str:
+        return f"x{source.place}" if source.__class__ is Argument else s.name(source.tensor)
+
+    def value(saved: bool, place: int) -> str:
+        if saved:
+            k = len(run.copied) - program.saved + place
+            return f"r[{k}].copy()" if run.copied[k] else f"r[{k}]"
+        source = program.graph.sources[place]
+        if source.__class__ is Argument:
+            return arrays[source.place]
+        return s.name(source.read())
+
+    watched = [f"{tensor(source)}, " for source in half.watched if source.__class__ in _OF_TENSORS]
+    values = [f"{value(*read)}, " for read in half.reads]
+    s.names["record"] = half.record
+    s.add(f"        n = record({edges}, ({''.join(watched)}), ({''.join(values)}), args)")
+    places = half.derivative.differentiable
+    if half.single:
+        s.add(f"        t{places[0]}._node = n")
+        return
+    s.names["Part"] = Part
+    for index, place in enumerate(places):
+        s.add(f"        t{place}._node = Part(n, {index}, {s.name(half.shapes[index])})")
+
+
+def _leave(
+    s: _Source, program: ReplayedProgram, run: NativeProgram, arrays: dict[int, str]
+) -> None:
     recording, graph = program.recording, program.graph
     s.names["clock"] = clock
     line = s.name(program.line)
@@ -225,10 +290,18 @@ def _leave(s: _Source, program: ReplayedProgram, run: NativeProgram) -> None:
         else:
             s.add(f"        {t}.grad = wrap(r[{k}].copy())")
             k += 1
+    on_tape: list[int] = []
+    if program.half is not None:
+        on_tape = program.half.derivative.differentiable
+        for place in on_tape:
+            s.add(f"        t{place} = wrap(r[{place}].copy())")
+        _record(s, program, arrays)
     found = []
     for p in recording.places:
         if p.__class__ is not Place:
             found.append(s.name(p))
+        elif p.result in on_tape and not (p.bare or p.number):
+            found.append(f"t{p.result}")
         elif p.result is not None:
             copy = f"r[{p.result}].copy()"
             value = f"r[{p.result}].item()" if p.number else copy

@@ -34,7 +34,8 @@ from ..codegen.rows import (
     row_max,
     row_sum,
 )
-from ..codegen.tasks import Task, parameters
+from ..codegen.shares import parameters
+from ..codegen.tasks import Task
 from .graph import CheckCall, Node, OpCall, ProductCall, RowsCall, Value, expression_of
 
 _BOOL = np.dtype("bool")
@@ -308,11 +309,11 @@ def _reduce(x, axes: tuple[int, ...], out) -> Lowered | None:
         return rows_task(_SUM_OF_ROWS, [x.reshape(-1, reduced)], [target.reshape(-1, 1)])
     if max(axes) < min(kept):
         return rows_task(_SUM_OF_COLUMNS, [x.reshape(reduced, -1)], [target])
-    if len(kept) == 1 and x.dtype in sums._ELEMENTS:
+    if len(kept) == 1 and x.dtype in llvm.ELEMENTS:
         axis = kept[0]
         inner = prod(x.shape[axis + 1 :])
         if inner >= 8:
-            kernel = sums._kernel(sums._ELEMENTS[x.dtype], inner)
+            kernel = sums._kernel(llvm.ELEMENTS[x.dtype], inner)
             words = [
                 id(x),
                 id(target),

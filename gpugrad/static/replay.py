@@ -16,6 +16,7 @@ from ..tree import flatten
 from . import compose, output, passes
 from .graph import Graph
 from .recording import Place, Recording
+from .run_cpu import NativeProgram
 from .runners import runner_for, with_draws
 from .sources import Argument, ArgumentGrad, HostResult, Live, LiveGrad
 
@@ -36,19 +37,21 @@ class ReplayedProgram:
         self.recording, self.function = recording, function
         graph = recording.graph
         graph.check()
-        self._second: Callable | None = None
-        if recording.derivative is not None:
-            graph, second, saved = compose.halves(graph, recording.derivative, recording.forward)
-            self._saved = len(saved)
-            self._make_second(second, graph)
-        self.recorded = graph
-        self.graph, self.hosts = with_draws(passes.optimize(graph), recording.hosts)
+        derivative, second, self.saved = recording.derivative, None, 0
+        if derivative is not None:
+            graph, second, self.saved = compose.halves(graph, derivative, recording.forward)
+            second = passes.optimize(second)
+        self.recorded, optimized = graph, passes.optimize(graph)
+        if second is not None:
+            optimized = compose.with_inputs_of(second, graph, optimized)
+        self.graph, self.hosts = with_draws(optimized, recording.hosts)
         self.run = cast(Any, runner_for(self.graph))
-        self.lends = borrow and self._second is None and hasattr(self.run, "lent")
+        self.lends = borrow and second is None and hasattr(self.run, "lent")
         if self.lends:
             self.run.lent = recording.count
         if hasattr(self.run, "returned"):
             self.run.returned = recording.count
+        self.second, self.half = second, self._second_half(second)
         self._lent: list[weakref.ref[Tensor]] = []
         self._reads = [self._reader(source) for source in self.graph.sources]
         self._types = [(v.shape, v.dtype) for v in self.graph.inputs]
@@ -71,6 +74,16 @@ class ReplayedProgram:
             (code.co_filename, code.co_firstlineno) if code else (f"compiled {self.name}", 0)
         )
 
+    def _second_half(self, graph: Graph | None) -> compose.SecondHalf | None:
+        derivative = self.recording.derivative
+        if graph is None or derivative is None:
+            return None
+        run = runner_for(graph)
+        half = compose.SecondHalf(graph, self.graph, derivative, run, self._outputs)
+        if self.run.__class__ is NativeProgram is run.__class__:
+            self.run.saved, half.native = self.saved, True
+        return half
+
     def _reader(self, source) -> tuple:
         if source.__class__ is Argument:
             return (0, source.place)
@@ -83,56 +96,25 @@ class ReplayedProgram:
 
     # ---- the second half
 
-    def _make_second(self, graph: Graph, first: Graph) -> None:
-        derivative = self.recording.derivative
-        assert derivative is not None
-        self.second = passes.optimize(graph)
-        self._second = runner_for(self.second)
-        places = {id(s): k for k, s in enumerate(first.sources)}
-        self._second_reads = []
-        for source in self.second.sources:
-            if source.__class__ is compose.Saved:
-                self._second_reads.append((0, source.place))
-            elif source.__class__ is compose.Cotangent:
-                self._second_reads.append((1, source.place))
-            else:
-                self._second_reads.append((2, places[id(source)]))
+    def _outputs(self, leaves: Sequence) -> list:
+        """The outputs of the function itself, whose printing was seen already."""
+        with output.Output(shows=False):
+            returned, _ = flatten(self.function(leaves))
+        pairs = zip(self.recording.places, returned, strict=True)
+        return [t for p, t in pairs if p.__class__ is Place and p.result is not None]
 
-    def _on_the_tape(self, leaves: Sequence, inputs: list, results: Sequence) -> list[Tensor]:
-        """The outputs, with one record whose backward replays the second half."""
-        recording = self.recording
-        derivative = recording.derivative
-        assert derivative is not None and self._second is not None
-        count, second = self.recording.count, self._second
-        saved = [wrap(r) for r in results[len(results) - self._saved :]]
-
-        def backward(cotangents: Sequence, arrays: Sequence) -> Sequence:
-            given = (arrays, cotangents, inputs)
-            return second(*[given[kind][place] for kind, place in self._second_reads])
-
-        def again() -> Sequence:
-            with output.Output(shows=False):  # it was seen already
-                returned, _ = flatten(self.function(leaves))
-            pairs = zip(recording.places, returned, strict=True)
-            return [t for p, t in pairs if p.__class__ is Place and p.result is not None]
-
-        targets = [t if isinstance(t, Tensor) else leaves[t] for t in derivative.targets]
-        read = self._read_tensors(leaves)
-        outputs = [wrap(r) for r in results[:count]]
-        call = compose.Call(derivative, lambda: (outputs, saved), backward, read, targets, again)
-        return list(call.apply())
-
-    def _read_tensors(self, leaves: Sequence) -> list[Tensor]:
-        """The tensors whose memory the second half reads: that it is unchanged is checked."""
-        found = []
-        for kind, place in self._second_reads:
-            if kind == 2:
-                source = self.graph.sources[place] if place < len(self.graph.sources) else None
-                if source.__class__ is Argument:
-                    found.append(leaves[source.place])
-                elif isinstance(source, Live):
-                    found.append(source.tensor)
-        return [t for t in found if isinstance(t, Tensor)]
+    def _put_on_tape(self, outputs: list, leaves: Sequence, inputs: list, results) -> None:
+        """Give the outputs one record, whose backward replays the second half."""
+        half = self.half
+        assert half is not None
+        edges = tuple([t._node for t in half.targets(leaves)])
+        if all(e is None for e in edges):
+            return
+        first = len(results) - self.saved
+        values = [results[first + k] if saved else inputs[k] for saved, k in half.reads]
+        watched = [_tensor_of(source, leaves) for source in half.watched]
+        saved = tuple([t for t in watched if isinstance(t, Tensor)])
+        half.attach(half.record(edges, saved, tuple(values), leaves), outputs)
 
     # ---- a call
 
@@ -155,6 +137,13 @@ class ReplayedProgram:
             return MISS
         if self._lent:
             self.take_back()
+        if self.half is None:
+            return self._go(inputs, leaves)
+        with self.half.lock:
+            self.half.make_room()
+            return self._go(inputs, leaves)
+
+    def _go(self, inputs: list, leaves: Sequence):
         try:
             results = self.run(*inputs)
         except Exception:  # eager mode raises it where it belongs, if it is an error there
@@ -237,15 +226,7 @@ class ReplayedProgram:
         """Note the writes, for the checks of saved tensors."""
         written = []
         for k in self._stores:
-            source = self.graph.sources[k]
-            if source.__class__ is Argument:
-                tensor = leaves[source.place]
-            elif source.__class__ is ArgumentGrad:
-                tensor = leaves[source.place].grad
-            else:
-                tensor = getattr(source, "tensor", None)
-                if isinstance(source, LiveGrad):
-                    tensor = source.tensor.grad
+            tensor = _tensor_of(self.graph.sources[k], leaves)
             if isinstance(tensor, Tensor):
                 written.append(tensor)
         if written:
@@ -256,10 +237,9 @@ class ReplayedProgram:
         count = recording.count
         for k in recording.switched:
             leaves[k].requires_grad_(not leaves[k].requires_grad)
-        if self._second is not None:
-            outputs = self._on_the_tape(leaves, inputs, results)
-        else:
-            outputs = [wrap(r) for r in results[:count]]
+        outputs = [wrap(r) for r in results[:count]]
+        if self.half is not None:
+            self._put_on_tape(outputs, leaves, inputs, results)
         for place in recording.with_history:
             if outputs[place]._node is None:
                 outputs[place]._node = engine.spent_node(outputs[place].shape)
@@ -286,6 +266,16 @@ class ReplayedProgram:
         if recording.output:
             output.write(recording.output, results)
         return recording.rebuild(found)
+
+
+def _tensor_of(source, leaves: Sequence):
+    """The tensor whose memory a source reads; None or an array where there is no tensor."""
+    if source.__class__ is Argument:
+        return leaves[source.place]
+    if source.__class__ is ArgumentGrad:
+        return leaves[source.place].grad
+    tensor = getattr(source, "tensor", None)
+    return tensor.grad if source.__class__ is LiveGrad and tensor is not None else tensor
 
 
 def view_of(base: Tensor, chain: tuple) -> Tensor:

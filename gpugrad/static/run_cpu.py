@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from ..backend.arrays import _ndarray
@@ -26,6 +27,7 @@ from .sources import Live, LiveArray
 
 _ALIGN = 64  # a cache line, and the widest vector
 _READABLE = 0x101  # NumPy's flags for C-contiguous and aligned
+_ANEW = object()  # the answer of a program whose memory is not the one it was built for
 
 
 def _pool_address() -> int | None:
@@ -50,12 +52,15 @@ class NativeProgram:
             raise Fallback("it has CUDA arrays")
         self.graph = graph = product_epilogues(sum_in_passing(graph))
         self.bytes = 0
-        self.lent = 0  # outputs that a call gives as they are, to be overwritten by the next
+        # outputs that a call gives as they are, to be overwritten by the next: the first so many,
+        # and the last so many where no memory outside is seen through them
+        self.lent = self.saved = 0
         self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
         self.steps: list = []
         self.fallbacks: list[str] = []
         self.built = False
+        self._call: Callable[..., Any] | None = None
 
     # ---- making it
 
@@ -86,7 +91,7 @@ class NativeProgram:
         for number, node in enumerate(graph.nodes):
             self._lower(number, node)
         self._finish()
-        self._make_entry()
+        self._write_out()
         self.built = True
 
     def _plan(self) -> None:
@@ -160,7 +165,14 @@ class NativeProgram:
                 else:
                     self._append(task)
             self._stores = []
-        self._outputs = [self._arrays[v] for v in graph.outputs]
+        self._outputs = outputs = [self._arrays[v] for v in graph.outputs]
+        outside = [a for _, a in self._fixed]
+        saved = range(len(outputs) - self.saved, len(outputs))
+        self.copied = [
+            k >= self.lent
+            and (k not in saved or any(np.may_share_memory(a, other) for other in outside))
+            for k, a in enumerate(outputs)
+        ]
         self._guards = [(self._arrays[v], outcome) for v, outcome in graph.guards]
 
     @property
@@ -176,36 +188,60 @@ class NativeProgram:
     # ---- running it
 
     def __call__(self, *inputs) -> list | None:
-        if not self.built or any(inputs[place] is not a for place, a in self._fixed):
-            self._build(inputs)
-        outputs = self.entry(*[inputs[place] for place, _ in self.given])
-        if outputs is None:
-            return None
-        return [*outputs[: self.lent], *[a.copy() for a in outputs[self.lent :]]]
+        if self._call is not None:
+            outputs = self._call(*inputs)
+            if outputs is not _ANEW:
+                return outputs
+        self._build(inputs)
+        assert self._call is not None
+        return self._call(*inputs)
 
-    def _make_entry(self) -> None:
-        """The function that runs everything, written out: of the inputs that change from call to
-        call, to the arrays of the outputs, which the next call overwrites. For a step with one
-        argument and a learning rate it reads
+    def _write_out(self) -> None:
+        """The functions that run everything, written out: one of the inputs that change from call
+        to call, to the arrays of the outputs, which the next call overwrites; and one of all
+        inputs, to outputs that are the caller's own, or ``_ANEW`` where inputs that are bound to
+        their memory are others. For a step with a parameter, an argument and a learning rate:
 
             def entry(v0, v7):
                 b0(v0)
                 t0[2] = v7
                 run(address, 0, 18, pool())
                 return (o0,)
+
+            def call(v0, v1, v7):
+                if v1 is not a1: return ANEW
+                ...
+                return [o0.copy()]
         """
+        namespace: dict = {"ANEW": _ANEW}
+        body = self._body(namespace)
+        inputs = self.graph.inputs
+        outputs = [_name(namespace, "o", a) for a in self._outputs]
+        own = [f"{o}.copy()" if copy else o for o, copy in zip(outputs, self.copied, strict=True)]
+        check = [
+            f"    if v{inputs[place].number} is not {_name(namespace, 'a', a)}: return ANEW"
+            for place, a in self._fixed
+        ]
+        lines = [
+            f"def entry({', '.join(f'v{v.number}' for _, v in self.given)}):",
+            *body,
+            f"    return ({''.join(f'{o}, ' for o in outputs)})",
+            f"def call({', '.join(f'v{v.number}' for v in inputs)}):",
+            *check,
+            *body,
+            f"    return [{', '.join(own)}]",
+        ]
+        exec(compile("\n".join(lines), "<gpugrad native program>", "exec"), namespace)
+        self.entry: Callable[..., tuple | None] = namespace["entry"]
+        self._call = namespace["call"]
+
+    def _body(self, namespace: dict) -> list[str]:
+        """The lines between, and what they refer to."""
         shared = any(task.parts > 1 for task in self.tasks.tasks)
-        namespace: dict = {"run": self.tasks._call, "address": self.tasks._address}
-        namespace["pool"] = _pool_address
-        given = [v for _, v in self.given]
-        lines = [f"def entry({', '.join(f'v{v.number}' for v in given)}):"]
-
-        def name(prefix: str, value) -> str:
-            key = f"{prefix}{len(namespace)}"
-            namespace[key] = value
-            return key
-
-        for v in given:
+        namespace.update(run=self.tasks._call, address=self.tasks._address, pool=_pool_address)
+        name = partial(_name, namespace)
+        lines = []
+        for _, v in self.given:
             if v in self._copied:
                 lines.append(f"    {name('b', self._binding(v))}(v{v.number})")
             for table, k in self._numbers.get(v, ()):
@@ -225,10 +261,7 @@ class NativeProgram:
         for v, _ in self.graph.stores:
             if v in self._copied:
                 lines.append(f"    v{v.number}[...] = {name('own', self._copied[v])}")
-        outputs = "".join(f"{name('o', a)}, " for a in self._outputs)
-        lines.append(f"    return ({outputs})")
-        exec(compile("\n".join(lines), "<gpugrad native program>", "exec"), namespace)
-        self.entry: Callable[..., tuple | None] = namespace["entry"]
+        return lines
 
     def _binding(self, v: Value) -> Callable[[_ndarray], None]:
         """A function that lets the program read an array given with a call: where it is, if the
@@ -253,6 +286,7 @@ class NativeProgram:
 
             return copy
         written = [self._arrays[target] for target, _ in self.graph.stores]
+        apart = not written
         low = min([a.ctypes.data for a in written], default=0)
         high = max([a.ctypes.data + a.nbytes for a in written], default=0)
         seen: Any = own
@@ -261,7 +295,8 @@ class NativeProgram:
             nonlocal seen
             if a is seen:
                 return
-            if a.flags.num & _READABLE == _READABLE and not low <= a.ctypes.data < high:
+            readable = a.flags.num & _READABLE == _READABLE
+            if readable and (apart or not low <= a.ctypes.data < high):
                 here = seen = a
             else:  # strided, or maybe overwritten while it is read
                 own[...] = a
@@ -270,6 +305,13 @@ class NativeProgram:
                 table[k] = id(here)
 
         return bind
+
+
+def _name(namespace: dict, prefix: str, value) -> str:
+    """A name for a value in lines that are written out."""
+    key = f"{prefix}{len(namespace)}"
+    namespace[key] = value
+    return key
 
 
 def _arrays_in(kept) -> Iterator[_ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import gpugrad  # noqa: F401 - declares the primitives of expressions
-from gpugrad.codegen import blas, gemm, llvm
+from gpugrad.codegen import blas, gemm, shares
 from gpugrad.codegen.arrays import Program
 from gpugrad.codegen.expr import build, const, variable
 from gpugrad.codegen.functions import functions_for
@@ -356,7 +356,7 @@ def test_threads_share_products_of_blas(threads, dtype, blas_threads, monkeypatc
 def asking() -> int:
     """The address of a kernel that writes to its table what the function there returns."""
     code = Code("double", 1)
-    parameters = [code.parameter(*p) for p in llvm._TABLE]
+    parameters = shares.parameters(code)
     table = parameters[0]
     found = code.emit(f"call i32 {code.load(table, 'ptr').name}()", "i32")
     code.store(found.convert("zext", "i64"), code.at(table, 1))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpugrad.codegen import llvm, workers
+from gpugrad.codegen import llvm, shares, workers
 from gpugrad.codegen.ir import Code
 from gpugrad.codegen.machine import machine
 from gpugrad.codegen.tasks import Task, TaskList
@@ -41,7 +41,7 @@ def threads(request, monkeypatch):
 def adding(amount: int) -> int:
     """The address of a kernel that adds to its share of the words of a table, after their count."""
     code = Code("double", 1)
-    parameters = [code.parameter(*p) for p in llvm._TABLE]
+    parameters = shares.parameters(code)
     table, _, first, last = parameters
     count = code.load(table, "i64")
     with code.loop(*llvm._share(code, count, first, last, 1)) as i:
@@ -54,7 +54,7 @@ def stack_address() -> int:
     """The address of a kernel that works for a while and then writes to the word of its part where
     the stack of its thread is. The table: the parts, a word for each."""
     code = Code("double", 1)
-    parameters = [code.parameter(*p) for p in llvm._TABLE]
+    parameters = shares.parameters(code)
     table, _, first, last = parameters
     place = code.emit("alloca i64", "ptr")
     start, stop = llvm._share(code, code.load(table, "i64"), first, last, 1)

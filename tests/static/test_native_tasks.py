@@ -9,7 +9,8 @@ import pytest
 from gpugrad.codegen import calls, convert, moves
 from gpugrad.codegen.ir import Code
 from gpugrad.codegen.machine import machine
-from gpugrad.codegen.tasks import WHOLE, TaskList
+from gpugrad.codegen.shares import WHOLE
+from gpugrad.codegen.tasks import TaskList
 
 pytestmark = pytest.mark.skipif(machine() is None, reason="no compiler: pip install gpugrad[jit]")
 
