@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType
 from typing import Any, cast
 
 from ..autograd import engine
@@ -110,8 +111,11 @@ class ReplayedProgram:
         edges = tuple([t._node for t in half.targets(leaves)])
         if all(e is None for e in edges):
             return
-        first = len(results) - self.saved
-        values = [results[first + k] if saved else inputs[k] for saved, k in half.reads]
+        kept = results[len(results) - self.saved :]
+        if self.run.__class__ is FunctionType:  # lines of Python give views of memory outside
+            arrays = [a for a in inputs if hasattr(a, "shape")]
+            kept = [a.copy() if _overlaps(a, arrays) else a for a in kept]
+        values = [kept[k] if saved else inputs[k] for saved, k in half.reads]
         watched = [_tensor_of(source, leaves) for source in half.watched]
         saved = tuple([t for t in watched if isinstance(t, Tensor)])
         half.attach(half.record(edges, saved, tuple(values), leaves), outputs)
@@ -163,11 +167,7 @@ class ReplayedProgram:
         """Whether an argument that is written shares memory with another input."""
         arrays = [(k, a) for k, a in enumerate(inputs) if hasattr(a, "shape")]
         return any(
-            backend_arrays.array_module(a).may_share_memory(a, b)
-            for k, a in arrays
-            if k in self._stores
-            for j, b in arrays
-            if j != k
+            _overlaps(a, [b for j, b in arrays if j != k]) for k, a in arrays if k in self._stores
         )
 
     def peek(self, leaves: Sequence) -> list | None:
@@ -266,6 +266,12 @@ class ReplayedProgram:
         if recording.output:
             output.write(recording.output, results)
         return recording.rebuild(found)
+
+
+def _overlaps(array, others: Iterable) -> bool:
+    """Whether an array may share memory with one of some others."""
+    may_share_memory = backend_arrays.array_module(array).may_share_memory
+    return any(may_share_memory(array, other) for other in others)
 
 
 def _tensor_of(source, leaves: Sequence):
