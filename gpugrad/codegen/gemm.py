@@ -324,6 +324,6 @@ def _blas_task(compiler: Machine, product: _Product, alpha: float) -> Task | Non
         (1, rows[0], 0, rows[2]) if m >= n else (0, 0, arrays[1].strides[-1], arrays[2].itemsize)
     )
     words += [outer, inner, *steps, *chain(*[s[:2] for s in strides])]
-    address = compiler.load(blas.text(compiler, product.element, function.integer))
+    address = blas.kernel(compiler, product.element, function.integer)
     parts = min(workers.PARTS, max(m, n) // BLAS_SHARE) if blas.thread_functions() else 1
     return Task(address, array("q", words), array("d", [alpha]), max(1, parts), arrays, True)
