@@ -310,7 +310,7 @@ class _Fusion:
             program, inputs = as_program(expressions, self._expressions.leaves, part.shape)
             fused = Node(ProgramCall(program), inputs, chosen, line)
             if any(node.call.__class__ is UpdateCall for node in members) and not reads_half(fused):
-                fused.call = UpdateCall(program)
+                return Node(UpdateCall(program), inputs, chosen, line)
             return fused
         rows = next(node for node in members if _is_rows(node))
         pairs = [(kinds[v], known[v]) for v in chosen]
