@@ -10,6 +10,7 @@ import math
 import warnings
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from . import blas, gemm_kernels, workers
 from .arrays import BOOLEAN, Program, merge_dimensions
 from .expr import Expr, variable
 from .gemm_kernels import Kernel, Tile
-from .llvm import ELEMENTS, Unsupported, _strides_in
+from .llvm import ELEMENTS, Unsupported, strides_in
 from .machine import Machine, machine
 from .tasks import Task
 
@@ -87,9 +88,9 @@ class _Product(NamedTuple):
     element: str
     k: int
     n: int
-    sizes: list[int]  # outer batch dimension, inner one, m
+    sizes: tuple[int, ...]  # outer batch dimension, inner one, m
     arrays: list[np.ndarray]  # a, b, the inputs that are read, outputs
-    strides: list[list[int]]  # of the arrays, through the sizes; 0 for b through m
+    strides: tuple[tuple[int, ...], ...]  # of the arrays, through the sizes; 0 for b through m
     by_columns: bool  # whether neighbours in a column of b are neighbours in memory
     program: Program
     pattern: str  # see Kernel
@@ -124,7 +125,7 @@ def _product(a, b, outputs, program: Program, inputs) -> _Product | None:
     if not all(x.flags.aligned for x in arrays) or not _apart(a, b, read, outputs):
         return None
     numbers = [x for x, kind in zip(inputs, pattern, strict=True) if kind == "n"]
-    loops = _loops(shape, a, b, [*read, *outputs])
+    loops = _loops(shape, *[(x.shape, x.strides) for x in arrays])
     b_k, b_column = b.strides[-2:]
     rowwise = b_column == b.itemsize or n == 1 or k == 0
     by_columns = b_k == b.itemsize or k == 1
@@ -146,7 +147,7 @@ def _pattern(program: Program, inputs: Sequence, dtype, ndim: int) -> str | None
             return None
         else:
             kind = "b" if x.dtype == _BOOL else "v"
-            step = _strides_in(x, ndim)[-1]
+            step = strides_in(x.shape, x.strides, ndim)[-1]
             if step not in (0, x.itemsize):
                 return None
             pattern += kind if step else kind.upper()
@@ -164,11 +165,11 @@ def _apart(a, b, read: list, outputs: list) -> bool:
     """Whether outputs share no memory with what is read after they are written: an input may be
     the same array."""
     for k, out in enumerate(outputs):
-        if any(np.may_share_memory(out, x) for x in (a, b, *outputs[:k])):
-            return False
+        for x in (a, b, *outputs[:k]):
+            if np.may_share_memory(out, x):
+                return False
         for x in read:
-            same = _place(x) == _place(out)
-            if not same and np.may_share_memory(out, x):
+            if x is not out and np.may_share_memory(out, x) and _place(x) != _place(out):
                 return False
     return True
 
@@ -177,15 +178,13 @@ def _place(x: np.ndarray) -> tuple:
     return x.ctypes.data, x.shape, x.strides, x.dtype
 
 
-def _loops(shape, a, b, others) -> tuple[list[int], list[list[int]]] | None:
-    """Sizes of two batch dimensions and of m, and the arrays' strides through them; None if two
-    do not do. Batch dimensions that b has not are rows of one larger matrix."""
-    batch = len(shape) - 2
-    steps = [
-        _strides_in(a, len(shape))[:-1],
-        [*_strides_in(b, len(shape))[:batch], 0],
-        *[_strides_in(x, len(shape))[:-1] for x in others],
-    ]
+@lru_cache(4096)
+def _loops(shape, *arrays) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
+    """Sizes of two batch dimensions and of m, and the strides of arrays through them: a, b, and
+    others, given by shapes and strides. None if two batch dimensions do not do. Those that b has
+    not are rows of one larger matrix."""
+    steps = [strides_in(*x, len(shape))[:-1] for x in arrays]
+    steps[1][-1] = 0
     sizes, kept = merge_dimensions(shape[:-1], steps)
     if not sizes or kept[1][-1]:  # m is 1, and was left out
         sizes.append(1)
@@ -194,7 +193,7 @@ def _loops(shape, a, b, others) -> tuple[list[int], list[list[int]]] | None:
     missing = 3 - len(sizes)
     if missing < 0:
         return None
-    return [1] * missing + sizes, [[0] * missing + s for s in kept]
+    return (1,) * missing + tuple(sizes), tuple([(0,) * missing + tuple(s) for s in kept])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -204,11 +203,13 @@ def _loops(shape, a, b, others) -> tuple[list[int], list[list[int]]] | None:
 _TILES = {16: ((6, 2), (4, 3), (12, 1), (1, 8)), 32: ((8, 3), (12, 2), (6, 4), (1, 8))}
 
 
+@lru_cache(8)
 def _registers(compiler: Machine) -> int:
     wide = compiler.has("avx512f") or compiler.triple.startswith(("aarch64", "arm64"))
     return 32 if wide else 16
 
 
+@lru_cache(4096)
 def _choose_tile(compiler: Machine, element: str, m: int, n: int) -> Tile:
     """The tile that computes a matrix in the fewest cycles."""
     lanes = compiler.lanes(element) // 2  # of one register
