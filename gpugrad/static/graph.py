@@ -311,20 +311,17 @@ UNKNOWN = object()  # what nobody has asked for yet
 
 class Node:
     """``outputs = call(inputs)``. Inputs are values, Python numbers, None, or ``Meta`` where only a
-    shape is needed. ``line`` is where the program asked for it."""
+    shape is needed; ``values`` are the values among them. ``line`` is where the program asked for
+    it."""
 
-    __slots__ = ("call", "inputs", "line", "outputs", "pointwise")
+    __slots__ = ("call", "inputs", "line", "outputs", "pointwise", "values")
 
     def __init__(self, call: Call, inputs: Sequence, outputs: Sequence[Value], line=None):
         self.call: Any = call  # of the class that one has looked at
         self.pointwise: Any = UNKNOWN  # what passes know of it as an elementwise node
         self.inputs = tuple(inputs)
+        self.values = [i for i in self.inputs if i.__class__ is Value]
         self.outputs, self.line = tuple(outputs), line
-
-    @property
-    def values(self) -> list[Value]:
-        """The values among the inputs."""
-        return [i for i in self.inputs if i.__class__ is Value]
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(_text_of_input, self.inputs))
