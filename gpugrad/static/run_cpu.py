@@ -20,6 +20,7 @@ from ..codegen.tasks import TaskList
 from . import lower
 from .graph import Graph, Node, OpCall, ProductCall, RowsCall, Value, expression_of
 from .passes.epilogues import product_epilogues
+from .passes.fusion import viewed
 from .passes.totals import sum_in_passing
 from .record import bounds
 from .sources import Live, LiveArray
@@ -346,8 +347,8 @@ class _Planner:
             if view:
                 (x,) = node.inputs
                 source = _array_of(stand_ins[x])
-                out = node.call.op.eval(source, **node.call.params)
-                if np.may_share_memory(out, source) or not out.size:
+                out = viewed(source, node.call)
+                if out is not None and (np.may_share_memory(out, source) or not out.size):
                     stand_ins[node.outputs[0]] = out
                     self.roots[node.outputs[0]] = self.roots.get(x, x)
 

@@ -386,13 +386,13 @@ def _layouts(graph: Graph) -> dict[Value, Any]:
             continue
         source = found.get(x)
         source = np.empty(x.shape, x.dtype) if source is None else source  # touches no memory
-        out = _viewed(source, node.call)
+        out = viewed(source, node.call)
         if out is not None and not out.flags.c_contiguous:
             found[v] = out
     return found
 
 
-def _viewed(source, call: OpCall) -> Any:
+def viewed(source, call: OpCall) -> Any:
     """A view of an array; None if it would be a copy."""
     if call.op.name == "reshape":
         try:
