@@ -463,7 +463,9 @@ def _loops(shape, arrays) -> tuple[list[int], list[list[int]]] | None:
 
     None if three loops do not do, or if an array's elements lie apart in the innermost.
     """
-    sizes, kept = merge_dimensions(shape, [strides_in(a.shape, a.strides, len(shape)) for a in arrays])
+    sizes, kept = merge_dimensions(
+        shape, [strides_in(a.shape, a.strides, len(shape)) for a in arrays]
+    )
     if not sizes:  # one element
         return [1], [[a.itemsize] for a in arrays]
     fits = all(k[-1] in (0, a.itemsize) for k, a in zip(kept, arrays, strict=True))

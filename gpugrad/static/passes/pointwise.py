@@ -180,11 +180,7 @@ def _names(e: Expr) -> frozenset[str]:
 def branches(program: Program) -> frozenset[str]:
     """The inputs that are branches of a choice as they are."""
     return frozenset(
-        a.args[0]
-        for e in program.order
-        if e.op == "where"
-        for a in e.args[1:]
-        if a.op == "input"
+        a.args[0] for e in program.order if e.op == "where" for a in e.args[1:] if a.op == "input"
     )
 
 

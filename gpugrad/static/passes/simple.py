@@ -134,9 +134,7 @@ def simplify(graph: Graph, exact: bool = True) -> Graph:
     return replaced.finished(kept)
 
 
-def _simpler(
-    node: Node, made: dict[Value, Node], expressions: Expressions, form: Callable
-) -> Any:
+def _simpler(node: Node, made: dict[Value, Node], expressions: Expressions, form: Callable) -> Any:
     """A simpler node with the same result, or the value that is the result; None if there is
     neither."""
     if node.call.__class__ is OpCall and node.inputs and node.inputs[0].__class__ is Value:
