@@ -355,8 +355,8 @@ class Recorder:
             if r.__class__ is not _ndarray:
                 results[k] = _as_array(r, args)
         inner, self._clean = self._clean, clean
-        if transparent and inner and all([self._is_known(r) for r in results]):
-            given = all([any([r is a for a in args]) for r in results])
+        if transparent and inner and all(self._is_known(r) for r in results):
+            given = all(any(r is a for a in args) for r in results)
             if given or len(self.graph.nodes) > mark:
                 return results
         del self.graph.nodes[mark:]

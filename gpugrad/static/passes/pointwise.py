@@ -55,7 +55,7 @@ def _pointwise(node: Node, program: Program) -> Pointwise | None:
             masks.append(name)
         if name in program.used:
             arrays.append(i)
-    if not arrays or any([v.shape != first.shape for v in node.outputs]):
+    if not arrays or any(v.shape != first.shape for v in node.outputs):
         return None
     dtypes = set()
     for v in (*arrays, *node.outputs):
