@@ -8,6 +8,7 @@ calls NumPy between two runs of the list.
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ class NativeProgram:
             raise Fallback("it has CUDA arrays")
         self.graph = graph = product_epilogues(sum_in_passing(graph))
         self.bytes = 0
+        self.seconds = 0.0  # of planning and of making tasks, kernels among it
         self.lent = 0  # outputs that a call gives as they are, to be overwritten by the next
         self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
@@ -178,7 +180,9 @@ class NativeProgram:
 
     def __call__(self, *inputs) -> list | None:
         if not self.built or any(inputs[place] is not a for place, a in self._fixed):
+            start = time.perf_counter()
             self._build(inputs)
+            self.seconds += time.perf_counter() - start
         outputs = self.entry(*[inputs[place] for place, _ in self.given])
         if outputs is None:
             return None
