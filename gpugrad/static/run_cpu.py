@@ -195,7 +195,7 @@ class NativeProgram:
 
             def entry(v0, v7):
                 b0(v0)
-                t0[2] = v7
+                for t in t0: t[2] = v7
                 run(address, 0, 18, pool())
                 return (o0,)
         """
@@ -213,8 +213,11 @@ class NativeProgram:
         for v in given:
             if v in self._copied:
                 lines.append(f"    {name('b', self._binding(v))}(v{v.number})")
+            places: dict[int, list[array]] = {}
             for table, k in self._numbers.get(v, ()):
-                lines.append(f"    {name('t', table)}[{k}] = v{v.number}")
+                places.setdefault(k, []).append(table)
+            for k, tables in places.items():  # a loop, as a line for each takes 15 us to compile
+                lines.append(f"    for t in {name('t', tables)}: t[{k}] = v{v.number}")
             if v.dtype is None:
                 lines.append(f"    {name('n', self._values)}[{name('k', v)}] = v{v.number}")
         for step in self.steps:
