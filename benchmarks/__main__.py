@@ -189,7 +189,7 @@ def show(content: dict[str, Any]) -> None:
         tables.append((f"every peer ({spread})", report.peer_columns(results)))
         if key != "sweep":
             columns = report.compile_columns(results)
-            tables.append(("compile time, cold / from the cache", columns))
+            tables.append(("first calls, beyond steady ones: cold / from the cache", columns))
         for what, columns in tables:
             if results and len(columns) > 1:
                 console.print(report.table(f"{title}: {what}", columns, results))

@@ -216,7 +216,7 @@ def figures(results: list[Found], sweep: list[Found]) -> list[tuple[str, str, st
             "Filled markers run compiled steps, hollow ones eager steps.",
         ))  # fmt: skip
         found.append((
-            "Compile time",
+            "First calls",
             plots.drawn("compile", plots.compile_times, results),
             "What the first five calls cost beyond five steady ones, recording included.",
         ))  # fmt: skip
@@ -261,7 +261,7 @@ def page(content: Found) -> str:
             parts.append(html_table(eager_columns(), rows))
     for title, columns in (
         ("Every peer: time of a step", peer_columns),
-        ("Compile time: cold / from the cache", compile_columns),
+        ("First calls, beyond steady ones: cold / from the cache", compile_columns),
         ("Peak memory, and page faults of a steady step", memory_columns),
     ):
         if results:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.peers import PEERS
-from benchmarks.report import CACHED_GOAL, COMPILE_GOAL, Found, detail, seconds
+from benchmarks.report import Found, detail, seconds
 
 COLOURS = {
     "gpugrad": "#1d5bd6", "torch": "#df4b20", "jax": "#14885a", "tensorflow": "#b97a00",
@@ -259,7 +259,7 @@ def all_peers(results: list[Found]) -> Figure:
 
 
 def compile_times(results: list[Found]) -> Figure:
-    """Seconds until compiled: filled with nothing cached, hollow from the cache on the disk."""
+    """What the first calls cost: filled with nothing cached, hollow from the cache on the disk."""
     figure, axes = figure_of_rows(len(results))
     rows_down(axes, [r["row"] for r in results])
     peers = [peer for peer in measured(results) if PEERS[peer].static]
@@ -271,10 +271,7 @@ def compile_times(results: list[Found]) -> Figure:
                 if found.get(kind):
                     marker = Marker.of(peer)._replace(filled=filled)
                     axes.plot(found[kind], y, zorder=3, **marker.style(size))
-    for goal, text in ((COMPILE_GOAL, "goal, cold"), (CACHED_GOAL, "goal, cached")):
-        axes.axvline(goal, color=COLOURS["gpugrad"], linewidth=1, linestyle=":")
-        axes.text(goal, -0.65, text, ha="center", va="bottom", fontsize=8, color=COLOURS["gpugrad"])
-    axes.set(xscale="log", xlabel="compile time: filled cold, hollow from the cache")
+    axes.set(xscale="log", xlabel="beyond steady calls: filled cold, hollow from the cache")
     log_axis(axes.xaxis, time_label)
     legend_of_peers(axes, peers, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -119,6 +119,7 @@ def serve(answer: Callable[[dict[str, Any]], None]) -> None:
             "version": str(lib.__version__),
             "import_seconds": import_seconds,
             "imported_megabytes": imported_megabytes,
+            "compiling": running.compiling(),
             "blas": blas_in_use(),
         }
     )

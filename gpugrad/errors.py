@@ -42,12 +42,20 @@ class CheckpointError(RuntimeError):
     """A checkpoint file is truncated, damaged, or was not written by gpugrad."""
 
 
+_inside: dict[str, bool] = {}  # of files: whether they are ours
+
+
 def user_frame():
     """The innermost caller outside the package."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+    while True:
+        file = frame.f_code.co_filename
+        ours = _inside.get(file)
+        if ours is None:
+            ours = _inside[file] = file.startswith(_OURS)
+        if not ours or frame.f_back is None:
+            return frame
         frame = frame.f_back
-    return frame
 
 
 def no_complex_gradients(what: str) -> RuntimeError:

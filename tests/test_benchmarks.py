@@ -223,6 +223,19 @@ def test_a_row_measured_in_processes() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+def test_compiling_and_recording_are_told_apart() -> None:
+    peers = (PEERS["gpugrad eager"], PEERS["gpugrad static"])
+    found = measure(ROWS["w1"], Plan(peers, threads=1, rounds=2, seconds=0.001)).as_dict()
+    measured = found["peers"]["gpugrad static"]
+    own, first = measured["own_compile_seconds"], measured["compile_seconds"]
+    assert own.keys() == first.keys() == {"cold", "cached"}
+    for kind in own:
+        assert 0 < own[kind] < first[kind], "recording is not compiling"
+    assert measured["details"]["info"]["stats"]["compile_seconds"] >= own["cold"]
+    assert measured["details"]["info"]["recording"] > 1
+    assert found["peers"]["gpugrad eager"]["own_compile_seconds"] == {}
+
+
 def test_a_row_nobody_wrote_is_absent_and_no_problem() -> None:
     plan = Plan((PEERS["numpy by hand"],), threads=1, rounds=2, seconds=0.001)
     measured = measure(ROWS["w9"], plan).peers["numpy by hand"]
@@ -259,7 +272,10 @@ def figures(name: str, noisy: bool = False, **medians: float) -> dict:
         if peer == "torch_eager":
             measured.details |= {"info": {"ops": 20}, "losses": []}
         if PEERS[peer.replace("_", " ")].static:
-            measured.compiling = {"cold": 0.5, "cached": 0.04}
+            measured.first_calls = {"cold": 0.5, "cached": 0.04}
+        if peer == "gpugrad_static":
+            measured.compiling = {"cold": 0.3, "cached": 0.06}
+            measured.details["info"] = {"recording": 2.5}
         result.peers[peer.replace("_", " ")] = measured
     result.busy = 0.0
     return result.as_dict()
@@ -294,7 +310,8 @@ def test_static_is_judged_against_the_best_peer() -> None:
     found = cells(report.static_columns(), STEADY)
     assert found["best peer"].startswith("jax jit  10 µs")
     assert (found["ratio"], found["goal"], found["verdict"]) == ("0.30", "0.2", "missed")
-    assert (found["over eager"], found["compile"], found["cached"]) == ("10x", "500 ms", "40 ms")
+    assert (found["over eager"], found["compile"], found["cached"]) == ("10x", "300 ms", "60 ms")
+    assert (found["recording"], found["first calls"]) == ("2.5", "500 ms")
     assert found["repaid after"] == "19,000", "0.5 s / 27 µs, to two digits"
 
 
@@ -316,7 +333,10 @@ def test_answers() -> None:
     assert "less than 10 µs of work per operation (w1): 10x" in text
     assert "repaid after 19,000 steps" in text
     assert "ahead in 1 of 2 rows and meets the goal in 0" in text
-    assert "compile, cold: at most 500 ms (w1), goal 1 s: met" in text
+    assert "compile, cold: at most 300 ms (w1), goal 1 s: met" in text
+    assert "compile, cached: at most 60 ms (w1), goal 50 ms: missed by w1" in text
+    assert "a recorded call, in eager steps: at most 2.5 (w1), goal 3.0: met" in text
+    assert "first calls beyond steady ones, cached: at most 40 ms (w1)" in text
 
 
 def test_without_a_static_mode_the_page_says_so() -> None:

@@ -20,7 +20,7 @@ from ..backend.cupy import when_loaded
 from ..backend.memory import LARGE, exclusive
 from ..backend.numpy import xp as np
 from ..config import grad_mode, modes
-from ..errors import SavedTensorError, at
+from ..errors import SavedTensorError, at, user_line
 from ..ops import wide
 from ..ops.core import REGISTRY, Meta, Op
 from ..ops.shape import cast, sum_to
@@ -422,6 +422,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None, ends=False):
     anomaly = modes.unusual and modes.local.anomaly
     recorder = modes.local.recording if modes.special else None
     plain = not (observed or with_tensors or recorder)
+    line = None if recorder is None else user_line()
     push, waiting = ready.append, users.get
     node = None
     while node is not None or ready:
@@ -454,7 +455,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None, ends=False):
             if not keep:
                 node.release()
         elif recorder is not None:
-            parts = _run_recorded(recorder, node, g, keep)
+            parts = _run_recorded(recorder, node, g, keep, line)
         else:
             parts = node.run(node, g, keep)
         if anomaly and g is not None:
@@ -475,7 +476,7 @@ def _run(roots, seeds, *, keep, with_tensors, users, capture=None, ends=False):
             elif left is not None:  # None: no gradient needed, or leads to nothing asked for
                 n, old = left
                 if recorder is not None:
-                    left[1] = _sum_recorded(recorder, old, d)
+                    left[1] = _sum_recorded(recorder, old, d, line)
                 elif old.__class__ is _ndarray is d.__class__ and old.nbytes < LARGE:
                     d = old + d  # to ask whether old may be overwritten would cost more
                     left[1] = d if d.__class__ is _ndarray else _asarray(d)
@@ -509,9 +510,10 @@ def _start(roots, seeds, users) -> list[tuple]:
     return ready
 
 
-def _run_recorded(recorder, node: Node, g, keep: bool) -> Sequence:
-    """``node.run``, noted by a recorder."""
-    with there(g):
+def _run_recorded(recorder, node: Node, g, keep: bool, line) -> Sequence:
+    """``node.run``, noted by a recorder; ``line`` is where the program asked for the backward
+    pass."""
+    with there(g), recorder.at(line):
         parts = _parts_recorded(recorder, node, g)
     if parts is None:
         return node.run(node, g, keep)
@@ -555,10 +557,10 @@ def _saved(node: Node) -> Sequence:
     return node.saved
 
 
-def _sum_recorded(recorder, a, b):
+def _sum_recorded(recorder, a, b, line):
     if a is None or b is None or a.__class__ is Parts or isinstance(a, Tensor):
         return _sum(a, b)
-    with there(a):
+    with there(a), recorder.at(line):
         return recorder.operation(REGISTRY["add"], (a, b), {})
 
 

@@ -31,6 +31,7 @@ class Program:
         "full",
         "inputs",
         "native",
+        "order",
         "outputs",
         "plans",
         "steps",
@@ -45,7 +46,7 @@ class Program:
         # no output is an input or a constant as it is
         kinds = {e.op for e in self.outputs}
         self.computed = bool(kinds) and kinds.isdisjoint(("input", "const"))
-        order = topological(self.outputs)
+        self.order = order = topological(self.outputs)
         self.used = {e.args[0] for e in order if e.op == "input"}
         self.steps = [e.op for e in order if e.op not in ("input", "const")]
         self.chooses_constants = any(_chooses_constants(e) for e in order)

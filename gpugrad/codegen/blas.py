@@ -100,6 +100,12 @@ def layout(
     return None
 
 
+@functools.lru_cache(8)
+def kernel(compiler: Machine, element: str, integer: str) -> int:
+    """The address of the kernel of products by BLAS."""
+    return compiler.load(text(compiler, element, integer))
+
+
 def text(compiler: Machine, element: str, integer: str) -> str:
     """``kernel(table, numbers, first, last)``: C = alpha op(A) op(B) for every matrix of a batch.
 

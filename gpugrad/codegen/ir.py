@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 
 class Value:
@@ -115,13 +116,21 @@ class Value:
         return self.convert("bitcast", with_element(self.type, element))
 
 
+@lru_cache(256)
 def is_real(type: str) -> bool:
     return "float" in type or "double" in type
 
 
+@lru_cache(256)
 def with_element(type: str, element: str) -> str:
     """``<8 x float>`` with element ``i32`` is ``<8 x i32>``."""
     return f"{type.split(' x ')[0]} x {element}>" if type[0] == "<" else element
+
+
+@lru_cache(256)
+def element_of(type: str) -> str:
+    """``float`` of ``<8 x float>`` and of ``float``."""
+    return type.split(" x ")[-1].rstrip(">")
 
 
 def real_constant(value: float, element: str) -> str:
@@ -178,7 +187,7 @@ class Code:
         """A Python number as a constant of the type of ``model``; values stay."""
         if isinstance(value, Value):
             return value
-        element = model.type.split(" x ")[-1].rstrip(">")
+        element = element_of(model.type)
         text = real_constant(float(value), element) if is_real(element) else str(int(value))
         return Value(
             self, f"splat ({element} {text})" if model.type[0] == "<" else text, model.type
@@ -334,6 +343,7 @@ class Code:
         return "\n".join([*lines, f"  ret {result}", "}", *sorted(self.declarations), ""])
 
 
+@lru_cache(256)
 def mangled(type: str) -> str:
     """A type in the name of an intrinsic: ``v8f32``."""
     short = {"float": "f32", "double": "f64"}
@@ -346,6 +356,7 @@ def mangled(type: str) -> str:
 _SIZES = {"float": 4, "double": 8, "ptr": 8, "i64": 8, "i32": 4, "i16": 2, "i8": 1}
 
 
+@lru_cache(256)
 def alignment(type: str) -> int:
     """Bytes of one element: NumPy promises no more."""
-    return _SIZES[type.split(" x ")[-1].rstrip(">")]
+    return _SIZES[element_of(type)]

@@ -461,17 +461,19 @@ def _loops(shape, arrays) -> tuple[list[int], list[list[int]]] | None:
 
     None if three loops do not do, or if an array's elements lie apart in the innermost.
     """
-    sizes, kept = merge_dimensions(shape, [_strides_in(a, len(shape)) for a in arrays])
+    sizes, kept = merge_dimensions(
+        shape, [strides_in(a.shape, a.strides, len(shape)) for a in arrays]
+    )
     if not sizes:  # one element
         return [1], [[a.itemsize] for a in arrays]
     fits = all(k[-1] in (0, a.itemsize) for k, a in zip(kept, arrays, strict=True))
     return (sizes, kept) if fits and len(sizes) <= 3 else None
 
 
-def _strides_in(a: np.ndarray, ndim: int) -> list[int]:
+def strides_in(shape: Sequence[int], strides: Sequence[int], ndim: int) -> list[int]:
     """Strides of an array broadcast to ``ndim`` dimensions."""
-    own = [0 if n == 1 else s for n, s in zip(a.shape, a.strides, strict=True)]
-    return [0] * (ndim - a.ndim) + own
+    own = [0 if n == 1 else s for n, s in zip(shape, strides, strict=True)]
+    return [0] * (ndim - len(shape)) + own
 
 
 def _inner_strides(pattern: str, strides: list) -> str:

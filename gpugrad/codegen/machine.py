@@ -33,6 +33,7 @@ class Machine:
         self.cpu = llvm.get_host_cpu_name() if cpu is None else cpu
         host = llvm.get_host_cpu_features()
         self.features = host.flatten() if features is None else features
+        self._has = frozenset(self.features.split(","))
         version = ".".join(map(str, llvm.llvm_version_info))
         self.version = f"llvmlite {llvmlite.__version__}, LLVM {version}"
         self.triple = llvm.get_process_triple()
@@ -44,7 +45,7 @@ class Machine:
         self._lock = threading.Lock()
 
     def has(self, feature: str) -> bool:
-        return f"+{feature}" in self.features.split(",")
+        return f"+{feature}" in self._has
 
     @property
     def rounds(self) -> bool:

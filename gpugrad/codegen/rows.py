@@ -21,7 +21,7 @@ import math
 import warnings
 from array import array
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -100,10 +100,14 @@ class RowProgram:
         self._kernels: dict = {}
         self._plans: dict = {}
         self._cuda: Callable | None = None
+
+    @cached_property
+    def _call(self) -> Callable:
+        """See ``_call_source``; compiled programs have no need of it, and making it takes 1 ms."""
         names = {"ndarray": np.ndarray, "int64": _INT64, "copy": _copy}
         names["without_groups"] = self.without_groups
         exec(compile(_call_source(self), "<gpugrad row program>", "exec"), names)
-        self._call = names["call"]
+        return names["call"]
 
     def __call__(self, *args):
         """An array, or a list of several; indices out of range raise IndexError, on CUDA devices

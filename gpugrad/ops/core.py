@@ -216,9 +216,8 @@ class Elementwise(Op):
         self._small: Callable | None = None
         self.short: Callable | None = None  # the function with a short path for tensors (eager.py)
         self._backward: dict[tuple, Rule] = {}
-        # of the short way of CUDA tensors (eager.py): prepared kernels, and what to record
-        self.gpu_plans: dict = {}
-        self.gpu_records: dict = {}
+        self.gpu_plans: dict = {}  # prepared kernels of CUDA tensors (eager.py)
+        self.records: dict = {}  # what to put on the tape, by the arguments that have a history
 
     # ---- the expression and its derivatives
 

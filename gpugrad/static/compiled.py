@@ -9,6 +9,7 @@ warning that says why.
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,6 +55,7 @@ class Compiled:
         self._warned: set[str] = set()
         self._fast: Callable[[Sequence], Any] | None = None  # the short way to the last program
         self.calls = 0
+        self.recorded, self.record_seconds = 0, 0.0  # calls at which a recorder looked
         self.floats = Floats()
 
     def __call__(self, *args, **kwargs):
@@ -173,7 +175,10 @@ class Compiled:
         if self.floats.followed:
             leaves = self.floats.marked(leaves)
             args, kwargs = rebuild(leaves)
+        start = time.perf_counter()
         result, recording = record(self._function, args, kwargs, leaves, variant.before)
+        self.record_seconds += time.perf_counter() - start
+        self.recorded += 1
         state = modes.local.autocast
 
         def function(leaves: Sequence):
@@ -234,13 +239,16 @@ class Compiled:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Calls, variants, programs, seconds of compilation, bytes of planned memory."""
+        """Calls, variants, programs, seconds of recorded calls and of compilation, bytes of planned
+        memory."""
         programs = self.programs
         return {
             "calls": self.calls,
             "replays": sum(p.calls for p in programs),
             "variants": len(self._variants),
             "programs": len(programs),
+            "recorded": self.recorded,
+            "record_seconds": self.record_seconds,
             "compile_seconds": sum(p.compile_seconds for p in programs),
             "bytes": sum(getattr(p.run, "bytes", 0) for p in programs),
         }

@@ -6,7 +6,7 @@ a later value, and ``stores`` say which tensors outside take a value at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backend.numpy import xp as np
@@ -306,22 +306,22 @@ def frozen(value) -> Any:
 # ------------------------------------------------------------------------------------------------
 # nodes and graphs
 
+UNKNOWN = object()  # what nobody has asked for yet
+
 
 class Node:
     """``outputs = call(inputs)``. Inputs are values, Python numbers, None, or ``Meta`` where only a
-    shape is needed. ``line`` is where the program asked for it."""
+    shape is needed; ``values`` are the values among them. ``line`` is where the program asked for
+    it."""
 
-    __slots__ = ("call", "inputs", "line", "outputs")
+    __slots__ = ("call", "inputs", "line", "outputs", "pointwise", "values")
 
     def __init__(self, call: Call, inputs: Sequence, outputs: Sequence[Value], line=None):
         self.call: Any = call  # of the class that one has looked at
+        self.pointwise: Any = UNKNOWN  # what passes know of it as an elementwise node
         self.inputs = tuple(inputs)
+        self.values = [i for i in self.inputs if i.__class__ is Value]
         self.outputs, self.line = tuple(outputs), line
-
-    @property
-    def values(self) -> Iterator[Value]:
-        """The values among the inputs."""
-        return (i for i in self.inputs if i.__class__ is Value)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(_text_of_input, self.inputs))

@@ -18,11 +18,13 @@ stays pure.
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ..backend import arrays as backend_arrays
+from ..backend.arrays import _ndarray
 from ..codegen.arrays import Program
 from ..codegen.rows import RowProgram
 from ..config import modes
@@ -54,13 +56,43 @@ _SCALARS = (bool, int, float, complex)
 class _Memory:
     """What an array and its views share: who owns it, how often it was written, its value."""
 
-    __slots__ = ("bounds", "input", "owner", "shared", "value", "version")
+    __slots__ = ("input", "owner", "shared", "value", "version")
 
     def __init__(self, owner, value: Value, input: Value | None = None):
         self.owner, self.value, self.input = owner, value, input
         self.version = 0
         self.shared = False  # with another argument
-        self.bounds = bounds(owner)
+
+
+class _Memories:
+    """The memory that is known, by where it lies.
+
+    Addresses are read when somebody asks for the first time, as each takes 2 us: of most arrays
+    that a program makes nobody does, as only those from outside can share memory with what is
+    known.
+    """
+
+    def __init__(self):
+        self._spans: list[tuple[int, int, int, _Memory]] = []  # sorted by their first addresses
+        self._new: list[_Memory] = []
+        self._longest = 0
+
+    def add(self, memory: _Memory) -> None:
+        self._new.append(memory)
+
+    def overlapping(self, array) -> list[_Memory]:
+        """What shares memory with an array, as far as bounds tell."""
+        if self._new:
+            for memory in self._new:
+                low, high = bounds(memory.owner)
+                self._spans.append((low, high, id(memory), memory))
+                self._longest = max(self._longest, high - low)
+            self._new = []
+            self._spans.sort()
+        low, high = bounds(array)
+        first = bisect_left(self._spans, (low - self._longest,))
+        last = bisect_left(self._spans, (high,))
+        return [memory for _, end, _, memory in self._spans[first:last] if low < end]
 
 
 class _Entry:
@@ -83,7 +115,7 @@ class Recorder:
         self._arguments: dict[int, Argument] = {}  # of tensors that are arguments
         self.hosts: list[Host] = []
         self._known: dict[int, _Entry] = {}
-        self._memories: list[_Memory] = []
+        self._memories = _Memories()
         self._written: dict[int, _Memory] = {}
         self._kept: list = []  # tensors, so that no identity comes twice
         # why the program cannot be recorded, and the line; the program runs on, unrecorded
@@ -96,6 +128,7 @@ class Recorder:
         self.path: list[int] = []  # outcomes of branches, and whole numbers that became Python's
         self.numbers: list[weakref.ref[Number]] = []  # that item() gave
         self.shown: list[Shown] | None = None  # values that were formatted, where output is watched
+        self._line: tuple[str, int] | None = None  # of the program, if it is known
 
     def fail(self, reason: str) -> None:
         """Note that the program does what a graph cannot do again."""
@@ -115,7 +148,7 @@ class Recorder:
         """Let an array be an input of the program."""
         array = getattr(tensor_or_array, "array", tensor_or_array)
         if id(array) not in self._known:
-            overlapping = self._overlapping(array)
+            overlapping = self._memories.overlapping(array)
             entry = self._input(array, source)
             for memory in overlapping:
                 memory.shared = entry.memory.shared = True
@@ -178,29 +211,32 @@ class Recorder:
 
     def _refuse_overlap(self, array) -> None:
         """An unknown array over memory that is known: a view that nobody reported."""
-        if self._overlapping(array):
+        if self._memories.overlapping(array):
             self.fail(
                 f"an array of shape {tuple(array.shape)} shares memory with a tensor of the "
                 f"program, but was not made by an operation of gpugrad"
             )
 
-    def _overlapping(self, array) -> list[_Memory]:
-        low, high = bounds(array)
-        return [m for m in self._memories if low < m.bounds[1] and m.bounds[0] < high]
-
     def _add(self, array, value: Value, parent=None, step=None) -> _Entry:
         memory = _Memory(array, value) if parent is None else parent.memory
         if parent is None:
-            self._memories.append(memory)
+            self._memories.add(memory)
         entry = self._known[id(array)] = _Entry(array, memory, value, parent, step)
         return entry
 
     def _value_of(self, array) -> Value:
+        if array.__class__ is _ndarray:
+            return self.graph.value(array.shape, array.dtype)
         device = None if not backend_arrays.is_cuda(array) else str(backend_arrays.device_of(array))
         return self.graph.value(tuple(array.shape), array.dtype, device)
 
     def _node(self, call: Call, inputs: Sequence, outputs: Sequence[Value]) -> None:
-        self.graph.nodes.append(Node(call, inputs, outputs, user_line()))
+        self.graph.nodes.append(Node(call, inputs, outputs, self._line or user_line()))
+
+    def at(self, line: tuple[str, int]) -> _At:
+        """A context in which no code but gpugrad's runs, for a line of the program: to look for it
+        at every operation takes 3 us."""
+        return _At(self, line)
 
     def made(self, tensor: Tensor) -> None:
         """A tensor that the program made."""
@@ -313,29 +349,32 @@ class Recorder:
             self._clean = False
             return list(compute())
         inputs = self._inputs(args)
-        mark, before, clean = len(self.graph.nodes), set(self._known), self._clean
+        known = self._known
+        mark, before, clean = len(self.graph.nodes), len(known), self._clean
         self._depth, self._clean = self._depth + 1, transparent
         try:
-            results = [_as_array(r, args) for r in compute()]
+            results = list(compute())
         finally:
             self._depth -= 1
+        for k, r in enumerate(results):
+            if r.__class__ is not _ndarray:
+                results[k] = _as_array(r, args)
         inner, self._clean = self._clean, clean
-        explained = transparent and inner and all(self._is_known(r) for r in results)
-        given = all(any(r is a for a in args) for r in results)
-        if explained and (given or len(self.graph.nodes) > mark):
-            return results
+        if transparent and inner and all(self._is_known(r) for r in results):
+            given = all(any(r is a for a in args) for r in results)
+            if given or len(self.graph.nodes) > mark:
+                return results
         del self.graph.nodes[mark:]
-        for key in self._known.keys() - before:
-            self._kept.append(self._known.pop(key))
+        while len(known) > before:  # what the call has made known within
+            self._kept.append(known.popitem()[1])
         outputs = []
-        for r in results:
+        for k, r in enumerate(results):
             if self._is_known(r):  # an argument as it is: a value of its own
-                r = r.copy()
-            value = self._value_of(r)
-            self._add(r, value)
-            outputs.append((r, value))
-        self._node(call, inputs, [v for _, v in outputs])
-        return [r for r, _ in outputs]
+                results[k] = r = r.copy()
+            outputs.append(self._value_of(r))
+            self._add(r, outputs[-1])
+        self._node(call, inputs, outputs)
+        return results
 
     def _is_known(self, array) -> bool:
         entry = self._known.get(id(array))
@@ -343,16 +382,20 @@ class Recorder:
 
     def _all_known(self, args: Sequence) -> bool:
         # by class: numpy.float64 is a float, but one that was computed
-        return all(
-            a is None or a.__class__ in _SCALARS or isinstance(a, Meta) or self._is_known(_array(a))
-            for a in args
-        )
+        for a in args:
+            if a is None or a.__class__ in _SCALARS or isinstance(a, Meta):
+                continue
+            if not self._is_known(_array(a)):
+                return False
+        return True
 
     def _inputs(self, args: Sequence) -> list:
         return [self._reference(a) for a in args]
 
     def _reference(self, a):
         """An argument as the input of a node."""
+        if a.__class__ is _ndarray:
+            return self.value(a)
         if a is None or isinstance(a, Meta) or a.__class__ in _SCALARS:
             return a
         if isinstance(a, Tensor):
@@ -678,6 +721,21 @@ class Recorder:
         return found
 
 
+class _At:
+    """See ``Recorder.at``."""
+
+    __slots__ = ("line", "outer", "recorder")
+
+    def __init__(self, recorder: Recorder, line: tuple[str, int]):
+        self.recorder, self.line = recorder, line
+
+    def __enter__(self) -> None:
+        self.outer, self.recorder._line = self.recorder._line, self.line
+
+    def __exit__(self, *_: object) -> None:
+        self.recorder._line = self.outer
+
+
 class _Asking:
     """Numbers of one ``ask``, in order."""
 
@@ -729,6 +787,8 @@ def bounds(array) -> tuple[int, int]:
     start = array.ctypes.data if hasattr(array, "ctypes") else array.data.ptr
     if not array.size:
         return start, start
+    if array.__class__ is _ndarray and array.flags.c_contiguous:
+        return start, start + array.nbytes
     low = high = start
     for n, step in zip(array.shape, array.strides, strict=True):
         if step < 0:

@@ -8,6 +8,7 @@ calls NumPy between two runs of the list.
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from ..codegen.tasks import TaskList
 from . import lower
 from .graph import Graph, Node, OpCall, ProductCall, RowsCall, Value, expression_of
 from .passes.epilogues import product_epilogues
+from .passes.fusion import viewed
 from .passes.totals import sum_in_passing
 from .record import bounds
 from .sources import Live, LiveArray
@@ -52,6 +54,7 @@ class NativeProgram:
             raise Fallback("it has CUDA arrays")
         self.graph = graph = product_epilogues(sum_in_passing(graph))
         self.bytes = 0
+        self.seconds = 0.0  # of planning and of making tasks, kernels among it
         # outputs that a call gives as they are, to be overwritten by the next: the first so many,
         # and the last so many where no memory outside is seen through them
         self.lent = self.saved = 0
@@ -192,7 +195,9 @@ class NativeProgram:
             outputs = self._call(*inputs)
             if outputs is not _ANEW:
                 return outputs
+        start = time.perf_counter()
         self._build(inputs)
+        self.seconds += time.perf_counter() - start
         assert self._call is not None
         return self._call(*inputs)
 
@@ -204,7 +209,7 @@ class NativeProgram:
 
             def entry(v0, v7):
                 b0(v0)
-                t0[2] = v7
+                for t in t0: t[2] = v7
                 run(address, 0, 18, pool())
                 return (o0,)
 
@@ -244,8 +249,11 @@ class NativeProgram:
         for _, v in self.given:
             if v in self._copied:
                 lines.append(f"    {name('b', self._binding(v))}(v{v.number})")
+            places: dict[int, list[array]] = {}
             for table, k in self._numbers.get(v, ()):
-                lines.append(f"    {name('t', table)}[{k}] = v{v.number}")
+                places.setdefault(k, []).append(table)
+            for k, tables in places.items():  # a loop, as a line for each takes 15 us to compile
+                lines.append(f"    for t in {name('t', tables)}: t[{k}] = v{v.number}")
             if v.dtype is None:
                 lines.append(f"    {name('n', self._values)}[{name('k', v)}] = v{v.number}")
         for step in self.steps:
@@ -388,8 +396,8 @@ class _Planner:
             if view:
                 (x,) = node.inputs
                 source = _array_of(stand_ins[x])
-                out = node.call.op.eval(source, **node.call.params)
-                if np.may_share_memory(out, source) or not out.size:
+                out = viewed(source, node.call)
+                if out is not None and (np.may_share_memory(out, source) or not out.size):
                     stand_ins[node.outputs[0]] = out
                     self.roots[node.outputs[0]] = self.roots.get(x, x)
 

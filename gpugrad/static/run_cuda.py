@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -596,6 +597,7 @@ class CapturedProgram:
         self.graph, self.device = graph, device
         self.reason: str | None = None  # why it is not captured
         self.captures = 0
+        self.seconds = 0.0  # of capturing
         # the first results go to the caller; so many of them are lent, to be overwritten by the
         # next call. The others are gradients, which replace those of the call before.
         self.returned, self.lent = len(graph.outputs), 0
@@ -706,6 +708,7 @@ class CapturedProgram:
     # ---- the capture
 
     def _try_capture(self) -> None:
+        start = time.perf_counter()
         gc.collect()  # what dies during the capture would call CUDA
         try:
             with self._lane.used():
@@ -713,6 +716,7 @@ class CapturedProgram:
         except Exception as error:
             self.reason = _reason(error)
         self.captures += 1
+        self.seconds += time.perf_counter() - start
 
     def _capture(self) -> Captured:
         assert self._inputs is not None

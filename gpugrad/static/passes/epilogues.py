@@ -3,9 +3,11 @@ optimizer's update; computed while a tile of the product is in registers."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
-from ...codegen.expr import Expr, build, substitute, variable
+from ...codegen.arrays import Program
+from ...codegen.expr import build, substitute, variable
 from ..graph import Graph, Node, OpCall, ProductCall, UpdateCall, Value
 from .pointwise import interned_program, pointwise
 
@@ -79,32 +81,35 @@ def _joined(product: Node, node: Node, v: Value, keep: bool) -> Node | None:
         return None
     if not all(_fits(i, v) for _, i in others):
         return None
-    result: Expr = _RESULT
-    inputs = list(product.inputs[:2])
-    extra: list = []
-    names = ["product"]
-    if product.call.op.name == "affine":  # type: ignore[attr-defined]
-        result = build("add", _RESULT, variable("bias"))
-        names.append("bias")
-        extra.append(product.inputs[2])
-    renamed = {}
-    for name, i in zip(program.inputs, node.inputs, strict=True):
-        if i is v:
-            renamed[variable(name)] = result
-    for k, (name, i) in enumerate(others):
-        renamed[variable(name)] = variable(f"e{k}")
-        names.append(f"e{k}")
-        extra.append(i)
-    outputs = substitute(program.outputs, renamed)
-    values = list(node.outputs)
-    if keep:
-        outputs = [build("positive", result) if result is _RESULT else result, *outputs]
-        values = [v, *values]
-    joined = interned_program(tuple(outputs), tuple(names), frozenset({"product"}))
+    biased = product.call.op.name == "affine"  # type: ignore[attr-defined]
+    products = [n for n, i in zip(program.inputs, node.inputs, strict=True) if i is v]
+    joined = _with_product(program, tuple(products), tuple([n for n, _ in others]), biased, keep)
     if not joined.computed:
         return None
+    inputs = [*product.inputs[: 3 if biased else 2], *[i for _, i in others]]
+    values = [v, *node.outputs] if keep else node.outputs
     call = ProductCall(product.call, joined, node.call.__class__ is UpdateCall)
-    return Node(call, [*inputs, *extra], values, product.line)
+    return Node(call, inputs, values, product.line)
+
+
+@lru_cache(4096)
+def _with_product(
+    program: Program, products: tuple[str, ...], others: tuple[str, ...], biased: bool, keep: bool
+) -> Program:
+    """A program of which some inputs are the result of a product; its first output is that itself
+    if others read it, too."""
+    result, names = _RESULT, ["product"]
+    if biased:
+        result = build("add", _RESULT, variable("bias"))
+        names.append("bias")
+    renamed = {variable(name): result for name in products}
+    for k, name in enumerate(others):
+        renamed[variable(name)] = variable(f"e{k}")
+        names.append(f"e{k}")
+    outputs = substitute(program.outputs, renamed)
+    if keep:
+        outputs = [build("positive", result) if result is _RESULT else result, *outputs]
+    return interned_program(tuple(outputs), tuple(names), frozenset({"product"}))
 
 
 def _fits(i, v: Value) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -88,11 +89,21 @@ class _Part(NamedTuple):
         return _Part(self.shape, dtype, self.device, steps, self.exact and other.exact, rows)
 
 
-class _Fusion:
-    """Groups of nodes; a group is known by the number of one of its nodes.
+class _Group:
+    """Nodes that become one: what they read of others, and what others read of them.
 
-    ``_before`` has for each group the nodes that it depends on, as the bits of an integer.
+    ``mask`` has a bit for each member, ``before`` one for each node that the group waits for.
     """
+
+    __slots__ = ("before", "mask", "members", "outs", "part", "reads")
+
+    def __init__(self, k: int, part: _Part | None, reads: set[Value], outs: set[Value], before):
+        self.members, self.part, self.mask = [k], part, 1 << k
+        self.reads, self.outs, self.before = reads, outs, before
+
+
+class _Fusion:
+    """Groups of nodes; a group is known by the number of one of its nodes."""
 
     def __init__(self, graph: Graph):
         self.graph, self.nodes = graph, graph.nodes
@@ -103,16 +114,17 @@ class _Fusion:
                 self._users[v].append(k)
         self._results = set(graph.results())
         self._layouts = _layouts(graph)
-        self._parts = [self._part(node) for node in self.nodes]
         self._group = list(range(len(self.nodes)))
-        self._members = {k: [k] for k in range(len(self.nodes))}
-        self._before: dict[int, int] = {}
+        self._groups: dict[int, _Group] = {}
+        # how often a value is read outside of the group that makes it
+        self._left = {v: len(users) for v, users in self._users.items()}
         for k, node in enumerate(self.nodes):
-            before = 0
-            for v in node.values:
+            before, reads = 0, set(node.values)
+            for v in reads:
                 if (maker := self._maker.get(v)) is not None:
-                    before |= 1 << maker | self._before[maker]
-            self._before[k] = before
+                    before |= 1 << maker | self._groups[maker].before
+            outs = {v for v in node.outputs if v in self._results or v in self._users}
+            self._groups[k] = _Group(k, self._part(node), reads, outs, before)
         self._replaced = Replacements(graph)
         self._expressions = Expressions(graph)
 
@@ -137,80 +149,85 @@ class _Fusion:
         arrays = [v for _, v in read_by(found.program, node) if _is_array(v)]
         return part if self._loops_exist(part, arrays) else None
 
-    def _loops_exist(self, part: _Part, inputs: list[Value]) -> bool:
+    def _loops_exist(self, part: _Part, inputs: Iterable[Value]) -> bool:
         """Whether a native loop can walk through arrays laid out like these."""
-        if part.device is not None or not any(v in self._layouts for v in inputs):
+        if part.device is not None or self._layouts.keys().isdisjoint(inputs):
             return True
         if part.rows is not None or 0 in part.shape:
             return False
-        given = [self._layouts.get(v) for v in inputs]
-        arrays = [
-            np.empty(v.shape, v.dtype) if a is None else a
-            for a, v in zip(given, inputs, strict=True)
-        ]
+        given = [(self._layouts.get(v), v) for v in inputs]
+        arrays = [np.empty(v.shape, v.dtype) if a is None else a for a, v in given]
         return llvm._loops(part.shape, [*arrays, np.empty(part.shape, part.dtype)]) is not None
 
     def _join_all(self) -> None:
         """Join every node with those that compute what it reads."""
         for k, node in enumerate(self.nodes):
-            if self._parts[k] is None:
+            if self._groups[k].part is None:
                 continue
             for v in node.values:
                 maker = self._maker.get(v)
-                if maker is not None and self._parts[maker] is not None:
+                if maker is not None:
                     self._join(self._group[maker], self._group[k])
 
     def _join(self, a: int, b: int) -> None:
+        """Make one of two groups, of which ``b`` reads what ``a`` computes, if that can be."""
         if a == b:
             return
-        one, other = self._parts[a], self._parts[b]
-        part = None if one is None or other is None else one.joined(other)
+        one, other = self._groups[a], self._groups[b]
+        if one.part is None or other.part is None:
+            return
+        part = one.part.joined(other.part)
         if part is None:
             return
-        members = sorted(self._members[a] + self._members[b])
-        inputs, outputs = self._ends(members)
-        arrays = [v for v in inputs if _is_array(v)]
-        if len(arrays) > INPUTS or len(outputs) > OUTPUTS or self._cyclic(a, b, members):
+        passed = one.outs & other.reads
+        reads = (one.reads | other.reads) - passed
+        left = {v: self._left[v] - self._read_in(v, b) for v in passed}
+        gone = {v for v in passed if not left[v] and v not in self._results}
+        outs = (one.outs | other.outs) - gone
+        arrays = [v for v in reads if v.dtype is not None]
+        if len(arrays) > INPUTS or len(outs) > OUTPUTS or self._cyclic(a, b, reads):
             return
-        if part.rows is not None and not self._fits_rows(part, members, inputs, outputs):
+        inside = (*one.members, *other.members)
+        if part.rows is not None and not self._fits_rows(part, inside, reads, outs):
             return
         if not self._loops_exist(part, arrays):
             return
-        for k in members:
+        self._left.update(left)
+        self._wait(one, other)
+        for k in one.members:
             self._group[k] = b
-        self._parts[b], self._members[b] = part, members
-        del self._members[a]
-        mask = sum(1 << k for k in members)
-        before = (self._before.pop(a) | self._before[b]) & ~mask
-        self._before[b] = before
-        for group, known in self._before.items():
-            if known & mask:
-                self._before[group] = known | mask | before
+        other.part, other.reads, other.outs = part, reads, outs
+        other.mask |= one.mask
+        other.before &= ~other.mask
+        other.members = sorted(inside)
+        del self._groups[a]
 
-    def _ends(self, members: list[int]) -> tuple[list[Value], list[Value]]:
-        """The values that members read of others, and those that others read of them."""
-        made = [v for k in members for v in self.nodes[k].outputs]
-        own, inside = set(made), set(members)
-        read = dict.fromkeys(v for k in members for v in self.nodes[k].values if v not in own)
-        outputs = [
-            v for v in made if v in self._results or not inside.issuperset(self._users.get(v, ()))
-        ]
-        return list(read), outputs
+    def _read_in(self, v: Value, group: int) -> int:
+        """How often a group reads a value."""
+        return sum([self._group[k] == group for k in self._users[v]])
 
-    def _cyclic(self, a: int, b: int, members: list[int]) -> bool:
+    def _wait(self, one: _Group, other: _Group) -> None:
+        """Two groups become one: what reads the first waits for all that the second, which reads
+        it as well, waits for. What waits for the second does so already."""
+        waited = one.mask | other.mask | other.before
+        stack = [one]
+        while stack:
+            for v in stack.pop().outs:
+                for k in self._users[v]:
+                    group = self._groups[self._group[k]]
+                    if group is not other and waited & ~group.before:
+                        group.before |= waited
+                        stack.append(group)
+
+    def _cyclic(self, a: int, b: int, reads: Iterable[Value]) -> bool:
         """Whether something else that two groups read depends on one of them."""
-        mask = sum(1 << k for k in members)
-        for k in members:
-            for v in self.nodes[k].values:
-                maker = self._maker.get(v)
-                if maker is not None:
-                    group = self._group[maker]
-                    if group not in (a, b) and self._before[group] & mask:
-                        return True
-        return False
+        mask = self._groups[a].mask | self._groups[b].mask
+        makers = (self._maker.get(v) for v in reads)
+        groups = {self._group[maker] for maker in makers if maker is not None}
+        return any(self._groups[group].before & mask for group in groups)
 
     def _fits_rows(
-        self, part: _Part, members: list[int], inputs: list[Value], outputs: list[Value]
+        self, part: _Part, members: Iterable[int], inputs: set[Value], outputs: set[Value]
     ) -> bool:
         """Whether what a program over rows would read and write is what such programs can."""
         rows = part.rows
@@ -223,7 +240,7 @@ class _Fusion:
         for kind, i in zip(program.inputs.values(), rows.inputs, strict=True):
             if kind != ELEMENT and i.__class__ is Value and self._maker.get(i) in inside:
                 return False
-        others = set(inputs).difference(rows.inputs)
+        others = inputs.difference(rows.inputs)
         constants = self.graph.constants
         if any(
             v.dtype is not None
@@ -241,36 +258,32 @@ class _Fusion:
         """The graph with a node for each group, in an order that is possible, near the old one."""
         waiting: dict[int, set[int]] = {}
         after: dict[int, list[int]] = defaultdict(list)
-        for group, members in self._members.items():
-            needed = {
-                self._group[self._maker[v]]
-                for k in members
-                for v in self.nodes[k].values
-                if v in self._maker
-            } - {group}
-            waiting[group] = needed
+        for number, group in self._groups.items():
+            makers = (self._maker.get(v) for v in group.reads)
+            needed = {self._group[maker] for maker in makers if maker is not None}
+            waiting[number] = needed
             for other in needed:
-                after[other].append(group)
-        ready = [(self._members[g][-1], g) for g, needed in waiting.items() if not needed]
+                after[other].append(number)
+        ready = [(self._groups[g].members[-1], g) for g, needed in waiting.items() if not needed]
         heapq.heapify(ready)
         nodes: list[Node] = []
         while ready:
-            _, group = heapq.heappop(ready)
-            nodes += self._nodes_of(group)
-            for other in after[group]:
-                waiting[other].discard(group)
+            _, number = heapq.heappop(ready)
+            nodes += self._nodes_of(self._groups[number])
+            for other in after[number]:
+                waiting[other].discard(number)
                 if not waiting[other]:
-                    heapq.heappush(ready, (self._members[other][-1], other))
+                    heapq.heappush(ready, (self._groups[other].members[-1], other))
         return self._replaced.finished(nodes)
 
-    def _nodes_of(self, group: int) -> list[Node]:
-        members = [self._replaced.renewed(self.nodes[k]) for k in self._members[group]]
+    def _nodes_of(self, group: _Group) -> list[Node]:
+        members = [self._replaced.renewed(self.nodes[k]) for k in group.members]
         fused = self._fused(group, members) if len(members) > 1 else None
         return members if fused is None else [fused]
 
-    def _fused(self, group: int, members: list[Node]) -> Node | None:
+    def _fused(self, group: _Group, members: list[Node]) -> Node | None:
         """The node that does what some do; None if it cannot be expressed."""
-        part = self._parts[group]
+        part = group.part
         assert part is not None
         known: dict[Value, Expr] = {}
         kinds: dict[Value, str] = {}
@@ -287,7 +300,7 @@ class _Fusion:
                 kinds.update({v: kind for v, (kind, _) in zip(node.outputs, outputs, strict=True)})
             made = self._expressions.of(program, node, known, exactly)
             known.update(zip(node.outputs, made, strict=True))
-        _, results = self._ends(self._members[group])
+        results = [v for node in members for v in node.outputs if v in group.outs]
         chosen = self._distinct(results, known, kinds)
         if chosen is None:
             return None
@@ -297,7 +310,7 @@ class _Fusion:
             program, inputs = as_program(expressions, self._expressions.leaves, part.shape)
             fused = Node(ProgramCall(program), inputs, chosen, line)
             if any(node.call.__class__ is UpdateCall for node in members) and not reads_half(fused):
-                fused.call = UpdateCall(program)
+                return Node(UpdateCall(program), inputs, chosen, line)
             return fused
         rows = next(node for node in members if _is_rows(node))
         pairs = [(kinds[v], known[v]) for v in chosen]
@@ -373,13 +386,13 @@ def _layouts(graph: Graph) -> dict[Value, Any]:
             continue
         source = found.get(x)
         source = np.empty(x.shape, x.dtype) if source is None else source  # touches no memory
-        out = _viewed(source, node.call)
+        out = viewed(source, node.call)
         if out is not None and not out.flags.c_contiguous:
             found[v] = out
     return found
 
 
-def _viewed(source, call: OpCall) -> Any:
+def viewed(source, call: OpCall) -> Any:
     """A view of an array; None if it would be a copy."""
     if call.op.name == "reshape":
         try:

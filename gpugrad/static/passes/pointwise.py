@@ -16,7 +16,7 @@ from ...backend.arrays import to_numpy
 from ...backend.numpy import xp as np
 from ...codegen.arrays import BOOLEAN, Program
 from ...codegen.expr import Expr, evaluate, exactly, topological, variable
-from ..graph import Graph, Node, RowsCall, Value, expression_of
+from ..graph import UNKNOWN, Graph, Node, RowsCall, Value, expression_of
 
 _BOOL = np.dtype("bool")
 FLOATS = (np.dtype("float32"), np.dtype("float64"))
@@ -34,42 +34,41 @@ class Pointwise(NamedTuple):
 
 
 def pointwise(node: Node) -> Pointwise | None:
-    """What an elementwise node computes; None for others."""
-    program = expression_of(node)
-    if program is None or not program.computed:
-        return None
+    """What an elementwise node computes; None for others. A node is looked at once."""
+    if node.pointwise is UNKNOWN:
+        program = expression_of(node)
+        known = program is not None and program.computed
+        node.pointwise = _pointwise(node, program) if program is not None and known else None
+    return node.pointwise
+
+
+def _pointwise(node: Node, program: Program) -> Pointwise | None:
     first = node.outputs[0]
-    arrays = []
+    arrays, masks, numbers = [], [], []
     for name, i in zip(program.inputs, node.inputs, strict=True):
-        if name not in program.used:
+        if i.__class__ is not Value or i.dtype is None:
+            if i.__class__ is not Value and i.__class__ not in _NUMBERS and name in program.used:
+                return None
+            numbers.append(name)
             continue
-        if i.__class__ is Value:
-            if i.dtype is not None:
-                arrays.append(i)
-        elif i.__class__ not in _NUMBERS:
+        if i.dtype == _BOOL:
+            masks.append(name)
+        if name in program.used:
+            arrays.append(i)
+    if not arrays or any(v.shape != first.shape for v in node.outputs):
+        return None
+    dtypes = set()
+    for v in (*arrays, *node.outputs):
+        if v.device != first.device:
             return None
-    if any(v.shape != first.shape for v in node.outputs):
+        if v.dtype != _BOOL:
+            dtypes.add(v.dtype)
+    if len(dtypes) > 1 or not dtypes.issubset(FLOATS):
         return None
-    values = [*arrays, *node.outputs]
-    if not arrays or any(v.device != first.device for v in values):
-        return None
-    dtypes = {v.dtype for v in values} - {_BOOL}
-    if len(dtypes) > 1 or not dtypes <= set(FLOATS):
-        return None
-    masks = frozenset(
-        name
-        for name, i in zip(program.inputs, node.inputs, strict=True)
-        if i.__class__ is Value and i.dtype == _BOOL
-    )
-    outputs = zip(program.outputs, node.outputs, strict=True)
-    if any((e.op in BOOLEAN) != (v.dtype == _BOOL) for e, v in outputs):
-        return None
-    numbers = frozenset(
-        name
-        for name, i in zip(program.inputs, node.inputs, strict=True)
-        if i.__class__ is not Value or i.dtype is None
-    )
-    if _computes_with_masks(program, masks, numbers):
+    for e, v in zip(program.outputs, node.outputs, strict=True):
+        if (e.op in BOOLEAN) != (v.dtype == _BOOL):
+            return None
+    if _computes_with_masks(program, frozenset(masks), frozenset(numbers)):
         return None
     return Pointwise(program, first.shape, next(iter(dtypes), None), first.device)
 
@@ -79,7 +78,7 @@ def _computes_with_masks(program: Program, masks: frozenset, numbers: frozenset)
     """Whether there is arithmetic of masks alone, or of masks and numbers: the dtype of its result
     is none of ours."""
     kinds: dict[Expr, bool | None] = {}  # whether a mask; None for a number
-    for e in topological(program.outputs):
+    for e in program.order:
         if e.op == "const":
             kinds[e] = None
         elif e.op == "input":
@@ -129,8 +128,8 @@ class Expressions:
     def of(self, program: Program, node: Node, known: dict, build: Callable) -> list[Expr]:
         """The outputs of a node; ``known`` are the expressions of values that need no leaf."""
         env: dict[str, Any] = {"position": variable("position")}
-        spelled = self._spelled_out(program, node, known)
-        chosen = _chosen(program)
+        spelled = self.spelled_out(program, node, known)
+        chosen = branches(program)
         for name, i in read_by(program, node):
             if i.__class__ is Value:
                 found = known.get(i, spelled.get(i))
@@ -141,9 +140,9 @@ class Expressions:
                 env[name] = variable(key)
             else:
                 env[name] = i
-        return evaluate(program.outputs, env, build)
+        return evaluate(program.outputs, env, build, program.order)
 
-    def _spelled_out(self, program: Program, node: Node, known: dict) -> dict[Value, Any]:
+    def spelled_out(self, program: Program, node: Node, known: dict) -> dict[Value, Any]:
         """Constants of one number among the inputs of an elementwise node, as long as every output
         reads an array of the full shape besides."""
         if node.call.__class__ is RowsCall:
@@ -178,14 +177,10 @@ def _names(e: Expr) -> frozenset[str]:
 
 
 @lru_cache(maxsize=4096)
-def _chosen(program: Program) -> frozenset[str]:
+def branches(program: Program) -> frozenset[str]:
     """The inputs that are branches of a choice as they are."""
     return frozenset(
-        a.args[0]
-        for e in topological(program.outputs)
-        if e.op == "where"
-        for a in e.args[1:]
-        if a.op == "input"
+        a.args[0] for e in program.order if e.op == "where" for a in e.args[1:] if a.op == "input"
     )
 
 
@@ -197,7 +192,8 @@ def as_program(
     Inputs are named in the order in which they are read, so that equal formulas anywhere in a graph
     are one program with one kernel.
     """
-    names = [e.args[0] for e in topological(outputs) if e.op == "input"]
+    order = topological(outputs)
+    names = [e.args[0] for e in order if e.op == "input"]
     arrays = [n for n in names if _is_array(leaves[n])]
     numbers = [n for n in names if not _is_array(leaves[n])]
     renamed = {n: f"x{k}" for k, n in enumerate(arrays)}
@@ -205,7 +201,9 @@ def as_program(
     env = {n: variable(new) for n, new in renamed.items()}
     full = frozenset(renamed[n] for n in arrays if leaves[n].shape == shape)
     program = interned_program(
-        tuple(evaluate(outputs, env, exactly)), tuple(renamed[n] for n in (*arrays, *numbers)), full
+        tuple(evaluate(outputs, env, exactly, order)),
+        tuple(renamed[n] for n in (*arrays, *numbers)),
+        full,
     )
     return program, [leaves[n] for n in (*arrays, *numbers)]
 

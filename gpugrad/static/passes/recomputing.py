@@ -71,12 +71,15 @@ class _Cheap:
         if program is None or (not rows and pointwise(node) is None):
             return
         kinds = [kind for kind, _ in node.call.program.outputs] if rows else []
+        if not any(map(self._is_taken_in, node.outputs)):
+            return
         expressions = Expressions(graph)
         made = expressions.of(program, node, {}, exactly)
         found = {}
         for k, (v, e) in enumerate(zip(node.outputs, made, strict=True)):
             kind = kinds[k] if rows else ELEMENT
-            if kind == ELEMENT and self._is_cheap(v, e, expressions.leaves):
+            cheap = kind == ELEMENT and self._is_taken_in(v)
+            if cheap and self._is_cheap(v, e, expressions.leaves):
                 found[v] = as_program([e], expressions.leaves, v.shape)
         left = [k for k, v in enumerate(node.outputs) if v not in found]
         if not found or not left or any(v in self.recipes for v in node.values):
@@ -95,8 +98,14 @@ class _Cheap:
         self.without[node] = rest
         self.recipes |= found
 
+    def _is_taken_in(self, v: Value) -> bool:
+        """Whether all that read a value, a few nodes, may become one with what computes it."""
+        readers = self._readers[v]
+        few = v not in self._results and 0 < len(readers) <= _READERS
+        return few and all(_takes_in(r, v) for r in readers)
+
     def _is_cheap(self, v: Value, e, leaves: dict[str, Any]) -> bool:
-        if v in self._results or not isinstance(e, Expr) or e.op in ("input", "const"):
+        if not isinstance(e, Expr) or e.op in ("input", "const"):
             return False
         order = topological([e])
         steps = [s.op for s in order if s.op not in ("input", "const")]
@@ -104,10 +113,7 @@ class _Cheap:
             return False
         read = [leaves[s.args[0]] for s in order if s.op == "input"]
         arrays = [i for i in read if i.__class__ is Value and i.dtype is not None]
-        if not self._there.issuperset(arrays) or sum(a.shape == v.shape for a in arrays) != 1:
-            return False
-        readers = self._readers[v]
-        return 0 < len(readers) <= _READERS and all(_takes_in(r, v) for r in readers)
+        return self._there.issuperset(arrays) and sum(a.shape == v.shape for a in arrays) == 1
 
 
 def _takes_in(node: Node, v: Value) -> bool:

@@ -49,7 +49,7 @@ def rows_node(
         return None
     env = {name: variable(f"x{k}") for k, name in enumerate(names)}
     env["position"] = variable("position")
-    made = evaluate([e for _, e in outputs], env, exactly)
+    made = evaluate([e for _, e in outputs], env, exactly, order)
     program = _row_program(
         tuple(zip([kind for kind, _ in outputs], made, strict=True)),
         tuple((env[name].args[0], kinds[name]) for name in names),

@@ -6,13 +6,15 @@ Each gives a new graph and leaves the one it was given as it was.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from ...backend.arrays import backend_of, is_array, there
 from ...backend.numpy import xp as np
-from ...codegen.expr import Expr, build, exactly, inputs_of, topological
+from ...codegen.arrays import Program
+from ...codegen.expr import Expr, build, evaluate, exactly, inputs_of, topological, variable
 from ..graph import Graph, Node, OpCall, ProgramCall, Value, frozen_input
-from .pointwise import Expressions, as_program, pointwise
+from .pointwise import Expressions, as_program, branches, pointwise, read_by
 from .rewriting import Replacements
 
 # A constant may be larger than what it is computed from by this many bytes.
@@ -117,9 +119,10 @@ def simplify(graph: Graph, exact: bool = True) -> Graph:
     """
     replaced, kept = Replacements(graph), []
     made: dict[Value, Node] = {}
+    expressions, form = Expressions(graph), exactly if exact else build
     for old in graph.nodes:
         node = replaced.renewed(old)
-        simpler = _simpler(node, made, graph, exactly if exact else build)
+        simpler = _simpler(node, made, expressions, form)
         if simpler.__class__ is Node:
             node = simpler
         elif simpler is not None and replaced.may_replace(node):
@@ -131,7 +134,7 @@ def simplify(graph: Graph, exact: bool = True) -> Graph:
     return replaced.finished(kept)
 
 
-def _simpler(node: Node, made: dict[Value, Node], graph: Graph, form: Callable) -> Any:
+def _simpler(node: Node, made: dict[Value, Node], expressions: Expressions, form: Callable) -> Any:
     """A simpler node with the same result, or the value that is the result; None if there is
     neither."""
     if node.call.__class__ is OpCall and node.inputs and node.inputs[0].__class__ is Value:
@@ -141,7 +144,8 @@ def _simpler(node: Node, made: dict[Value, Node], graph: Graph, form: Callable) 
     found = pointwise(node)
     if found is None or len(node.outputs) > 1:
         return None
-    expressions = Expressions(graph)
+    if _stays(found.program, _given(found.program, node, expressions), form):
+        return None
     (e,) = expressions.of(found.program, node, {}, form)
     if not isinstance(e, Expr) or e.op == "const":
         return None
@@ -155,6 +159,37 @@ def _simpler(node: Node, made: dict[Value, Node], graph: Graph, form: Callable) 
         return None
     program, inputs = as_program([e], expressions.leaves, found.shape)
     return Node(ProgramCall(program), inputs, node.outputs, node.line)
+
+
+def _given(program: Program, node: Node, expressions: Expressions) -> tuple:
+    """What an elementwise node reads, as far as its simplification depends on it: which inputs are
+    the same, and which are what number."""
+    spelled = expressions.spelled_out(program, node, {})
+    places: dict[Any, int] = {}
+    given: list = []
+    for name, i in read_by(program, node):
+        number = spelled.get(i) if i.__class__ is Value else i
+        if number is None or (i.__class__ is not Value and name in branches(program)):
+            given.append(places.setdefault(i if i.__class__ is Value else name, len(places)))
+        else:
+            given.append((number, repr(number)))  # which tells -0.0 from 0.0, and 1 from True
+    return tuple(given)
+
+
+@lru_cache(4096)
+def _stays(program: Program, given: tuple, form: Callable) -> bool:
+    """Whether expressions of such inputs have nothing to simplify: asked of each operation once,
+    while a graph has hundreds of nodes."""
+    names = [name for name in program.inputs if name in program.used]
+    env = {
+        name: g[0] if g.__class__ is tuple else variable(f"v{g}")
+        for name, g in zip(names, given, strict=True)
+    }
+    (e,) = evaluate(program.outputs, env, form, program.order)
+    if not isinstance(e, Expr) or e.op == "const":
+        return True
+    steps = [s for s in topological([e]) if s.op not in ("input", "const")]
+    return e.op != "input" and len(steps) >= len(program.steps)
 
 
 def _keeps_shape(e: Expr, leaves: dict[str, Any], shape: tuple[int, ...]) -> bool:
