@@ -13,10 +13,10 @@ from ..backend.numpy import xp as np
 from ..compiler import Changed
 from ..tensor import Tensor, bump_versions, wrap
 from ..tree import flatten
-from . import compose, passes
+from . import compose
 from .graph import Graph
 from .recording import Place, Recording
-from .runners import runner_for, with_draws
+from .runners import optimized, runner_for, with_draws
 from .sources import Argument, ArgumentGrad, HostResult, Live, LiveGrad
 
 MISS = object()
@@ -42,7 +42,7 @@ class ReplayedProgram:
             self._saved = len(saved)
             self._make_second(second, graph)
         self.recorded = graph
-        self.graph, self.hosts = with_draws(passes.optimize(graph), recording.hosts)
+        self.graph, self.hosts = with_draws(optimized(graph), recording.hosts)
         self.run = cast(Any, runner_for(self.graph))
         self.lends = borrow and self._second is None and hasattr(self.run, "lent")
         if self.lends:
@@ -86,7 +86,7 @@ class ReplayedProgram:
     def _make_second(self, graph: Graph, first: Graph) -> None:
         derivative = self.recording.derivative
         assert derivative is not None
-        self.second = passes.optimize(graph)
+        self.second = optimized(graph)
         self._second = runner_for(self.second)
         places = {id(s): k for k, s in enumerate(first.sources)}
         self._second_reads = []
