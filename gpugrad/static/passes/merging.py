@@ -9,7 +9,6 @@ without copies, see ``stacking.py``.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from math import prod
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from ...ops.core import REGISTRY
 from ..graph import Graph, Node, OpCall, Value
 from .pointwise import FLOATS
+from .rewriting import ordered
 from .stacking import Stacks, as_rows, rows_of
 
 # Products of more multiplications reach their speed by themselves: BLAS takes some from here on.
@@ -79,7 +79,7 @@ class _Merging:
         for node in new:
             keys.append(max([made.get(v, -1.0) for v in node.values]) + 1 / 16)
             made.update(dict.fromkeys(node.outputs, keys[-1]))
-        nodes = _ordered([*kept, *new], keys)
+        nodes = ordered([*kept, *new], keys)
         if nodes is not None:
             self.graph.nodes = nodes
         self._look()
@@ -298,25 +298,3 @@ def _chunks(items: list, bytes_of: Callable) -> list[list]:
         chunks[-1].append(item)
         room -= size
     return chunks
-
-
-def _ordered(nodes: Sequence[Node], keys: Sequence[float]) -> list[Node] | None:
-    """Nodes in an order in which each comes after those that it reads, that of their keys as far as
-    possible; None if there is none."""
-    maker = {v: k for k, node in enumerate(nodes) for v in node.outputs}
-    needed = [{maker[v] for v in node.values if v in maker} for node in nodes]
-    after: list[list[int]] = [[] for _ in nodes]
-    for k, others in enumerate(needed):
-        for other in others:
-            after[other].append(k)
-    ready = [(keys[k], k) for k, others in enumerate(needed) if not others]
-    heapq.heapify(ready)
-    found = []
-    while ready:
-        _, k = heapq.heappop(ready)
-        found.append(nodes[k])
-        for other in after[k]:
-            needed[other].discard(k)
-            if not needed[other]:
-                heapq.heappush(ready, (keys[other], other))
-    return found if len(found) == len(nodes) else None
