@@ -6,7 +6,8 @@ program renders to NumPy (any layout, the reference) and to one native loop over
 
 - a row is passed over once for every reduction that waits for another one, and once for the
   results; what is read again is still in the L1 cache
-- a function that several passes need is computed once and kept in the memory of the result
+- a function that several passes need is computed once and kept, in the memory of a result or in
+  scratch memory of the size of a row
 - float32 is summed in float64, float64 in as many sums as a vector has lanes
 - a row that fits into one vector is loaded once and stays in registers
 
@@ -20,8 +21,10 @@ import ctypes
 import math
 import warnings
 from array import array
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Sequence
 from functools import cached_property, partial
+from itertools import chain
 
 import numpy as np
 
@@ -52,10 +55,20 @@ GROUP = 1 << 16
 # Beyond, column numbers are no float32 numbers.
 EXACT = 1 << 24
 
+# Bytes of a row of which there may be so many in scratch memory, on the stack: 3 rows of 1024
+# float32 numbers leave half of an L1 cache to the arrays.
+SCRATCH, SCRATCH_ROWS = 1 << 14, 3
+# What primitive operations cost, beside 1 for an addition; a value is kept for several passes if
+# that saves so much.
+_FUNCTION, _DIVISION, _WORTH = 16, 4, 8
+# Values that are considered at a time: each takes some 0.1 ms.
+_CONSIDERED = 8
+
 for _name in REDUCTIONS:
     declare(_name, None, _name)
 
 _INT64 = np.dtype("int64")
+_SIZES = {"float": 4, "double": 8}
 _ndarray = np.ndarray
 # Plans a program keeps: for so many shapes.
 _PLANS = 256
@@ -370,13 +383,15 @@ class _Kernels:
         short = columns <= lanes
         if 2 * columns <= lanes:
             lanes //= 2
-        found = self.made.get((lanes, short), _Kernels)
+        most = SCRATCH // _SIZES.get(self.element, 8)
+        key = (lanes, short, most if columns <= most else 0)
+        found = self.made.get(key, _Kernels)
         if found is _Kernels:
-            found = self.made[lanes, short] = self._make(lanes, short)
+            found = self.made[key] = self._make(*key)
         exact = columns <= EXACT or not self.rows.reads_position
         return found if exact else None
 
-    def _make(self, lanes: int, short: bool):
+    def _make(self, lanes: int, short: bool, most: int):
         if not self.supported:
             return None
         numbers = list(self.rows.inputs.values()).count(NUMBER)
@@ -388,7 +403,7 @@ class _Kernels:
             ctypes.c_void_p,
         )
         try:
-            text = _Writer(self.compiler, self.rows, self.element, lanes, short).text()
+            text = _Writer(self.compiler, self.rows, self.element, lanes, short, most).text()
             return kind(self.compiler.load(text))
         except llvm.Unsupported:
             return None
@@ -423,19 +438,57 @@ class Schedule:
             for p in range(self.passes)
         ]
         self.results = [e for kind, e in rows.outputs if kind in (ELEMENT, COLUMN)]
-        roots = [*[[e.args[0] for e in found] for found in self.reductions], self.results]
-        self.needed = [self.below(r) for r in roots]
+        self.roots = [*[[e.args[0] for e in found] for found in self.reductions], self.results]
+        self.needed = [self.below(r) for r in self.roots]
 
-    def below(self, roots: Sequence[Expr]) -> list[Expr]:
-        """What a pass computes for its roots, of the expressions that vary along the row."""
-        found: list[Expr] = []
+    def below(self, roots: Sequence[Expr], known: Collection[Expr] = ()) -> dict[Expr, None]:
+        """What a pass computes for its roots, of the expressions that vary along the row; ``known``
+        are values that it reads."""
+        found: dict[Expr, None] = {}
         stack = list(roots)
         while stack:
             e = stack.pop()
             if self.varies[e] and e not in found:
-                found.append(e)
-                stack.extend(() if e.op == "input" else e.args)
+                found[e] = None
+                stack.extend(() if e.op == "input" or e in known else e.args)
         return found
+
+    def to_keep(self, most: int, functions: Container[str]) -> list[Expr]:
+        """The values, at most so many, that are better kept than computed in several passes."""
+
+        def price(e: Expr) -> int:
+            if e.op in functions:
+                return _FUNCTION
+            return _DIVISION if e.op in ("div", "sqrt") else e.op not in ("input", "const")
+
+        kept: list[Expr] = []
+        while len(kept) < most:
+            passes = self._computed(kept)
+            several = Counter(chain.from_iterable(passes))
+            repeated = [e for e in self.order if several[e] > 1 and price(e)]
+            worth = {e: sum(map(price, self.below([e], kept))) * several[e] for e in repeated}
+            likely = sorted(repeated, key=lambda e: worth[e])[-_CONSIDERED:]
+
+            def cost(kept: Sequence[Expr]) -> int:
+                """Of all passes, and to write and read what is kept."""
+                return sum(sum(map(price, p)) for p in self._computed(kept)) + 3 * len(kept)
+
+            costs = {e: cost([*kept, e]) for e in likely}
+            best = min(likely, key=lambda e: costs[e], default=None)
+            if best is None or cost(kept) - costs[best] < _WORTH:
+                break
+            kept.append(best)
+        return kept
+
+    def _computed(self, kept: Sequence[Expr]) -> list[list[Expr]]:
+        """What each pass computes if some values are kept."""
+        known: set[Expr] = set()
+        passes = []
+        for roots in self.roots:
+            needed = self.below(roots, known)
+            passes.append([e for e in needed if e not in known])
+            known.update(e for e in kept if e in needed)
+        return passes
 
 
 class _Writer:
@@ -445,7 +498,10 @@ class _Writer:
     ``first`` to ``last`` and returns 0, or 1 at once if an index is no column.
     """
 
-    def __init__(self, compiler: Machine, rows: RowProgram, element: str, lanes: int, short: bool):
+    def __init__(
+        self, compiler: Machine, rows: RowProgram, element: str, lanes: int, short: bool, most: int
+    ):
+        """``short`` rows fit into a vector; others have scratch memory for ``most`` numbers."""
         self.code = code = Code(element, lanes)
         self.rows, self.short = rows, short
         self.rules = llvm.rules_for(compiler, element)
@@ -464,30 +520,33 @@ class _Writer:
         self.data = dict(zip(arrays, data, strict=False))
         self.targets = data[len(arrays) :]
         self.number = {n: code.splat(self._narrow(v)) for n, v in zip(numbers, reals, strict=True)}
-        schedule = Schedule(rows)
+        self.schedule = schedule = Schedule(rows)
         self.order, self.level, self.varies = schedule.order, schedule.level, schedule.varies
-        self.passes, self.needed = schedule.passes, schedule.needed
-        self.reductions, self.results = schedule.reductions, schedule.results
+        self.passes, self.reductions = schedule.passes, schedule.reductions
+        self.results = schedule.results
         # Results that wait for no reduction of the last pass are stored in it.
         levels = [self.level[e] for e in self.results]
         self.merged = bool(levels) and max(levels) < self.passes
         if self.merged:
-            last = [e.args[0] for e in self.reductions[-1]]
-            self.needed = [*self.needed[:-2], schedule.below([*last, *self.results]), []]
-        self.kept, self.kept_in = self._keep()
+            schedule.roots = [*schedule.roots[:-2], [*schedule.roots[-2], *self.results], []]
+            schedule.needed = [schedule.below(roots) for roots in schedule.roots]
+        self._find_kept(most)
 
-    def _keep(self) -> tuple[Expr | None, Value | None]:
-        """The function to keep in the memory of a result, if several passes need one."""
-        functions = vector_math.for_element(self.code.element)
-        homes = [
+    def _find_kept(self, most: int) -> None:
+        """Choose what is kept for later passes, and where: in the memory of a result, or in
+        scratch memory."""
+        code = self.code
+        results = [
             t for t, (k, _) in zip(self.targets, self.rows.outputs, strict=True) if k == ELEMENT
-        ]
-        if self.short or not homes:
-            return None, None
-        for e in reversed(self.order):
-            if e.op in functions and sum(e in needed for needed in self.needed) > 1:
-                return e, homes[0]
-        return None, None
+        ][:1]
+        count = 0 if self.short else len(results) + (SCRATCH_ROWS if most else 0)
+        functions = vector_math.for_element(code.element)
+        kept = self.schedule.to_keep(count, functions) if count else []
+        self.kept_in_result = dict(zip(kept, results, strict=False))
+        self.kept_in_scratch = {
+            e: code.emit(f"alloca [{most} x {code.element}], align 64", "ptr")
+            for e in kept[len(results) :]
+        }
 
     # ---- the function
 
@@ -533,9 +592,10 @@ class _Writer:
                 self._input(e, row, start)
         elements = [k for k, (kind, _) in enumerate(self.rows.outputs) if kind == ELEMENT]
         self.places = {k: code.at(self.targets[k], start, code.element) for k in elements}
-        if self.kept is not None:
-            self.home = code.at(self.kept_in, start, code.element)
-        self.is_kept = False
+        self.homes = dict(self.kept_in_scratch)
+        for e, target in self.kept_in_result.items():
+            self.homes[e] = code.at(target, start, code.element)
+        self.is_kept: set[Expr] = set()
         for level in range(self.passes + 1):
             for e in self.order:
                 if self.level[e] == level and not self.varies[e] and e not in self.known:
@@ -581,6 +641,8 @@ class _Writer:
         wide = code.vector if self.short else with_element(code.vector, "double")
         least = {e: -math.inf if e.op == "row_max" else 0.0 for e in reductions}
 
+        kept: set[Expr] = set()
+
         def body(i: Value, mask: Value, whole: Value | None, sums: list[Value]) -> list[Value]:
             found = self._load(level, i, mask, whole)
             results = []
@@ -594,8 +656,11 @@ class _Writer:
                 results.append(total + value)
             if self.merged and level == self.passes - 1:
                 self._store_results(found, i, mask, whole)
-            elif self.kept in found and not self.is_kept:
-                self._put(found[self.kept], {0: self.home}, i, mask, whole)
+            else:
+                kept.update(e for e in self.homes if e in found and e not in self.is_kept)
+                for e in self.homes:
+                    if e in kept:
+                        self._put(found[e], {0: self.homes[e]}, i, mask, whole)
             return results
 
         start = [
@@ -604,7 +669,7 @@ class _Writer:
         ]
         for e, total in zip(reductions, self._sweep(start, body), strict=True):
             self.known[e] = self._across(e, total)
-        self.is_kept = self.is_kept or self.kept in self.needed[level]
+        self.is_kept |= kept
 
     def _across(self, e: Expr, value: Value) -> Value:
         """A vector of the sum or maximum of the lanes."""
@@ -680,12 +745,12 @@ class _Writer:
     def _load(self, level: int, i: Value, mask: Value, whole: Value | None) -> dict[Expr, Value]:
         """The inputs of a pass at one vector."""
         found = self.loaded if self.short else {}
-        wanted = [e for e in self.needed[level] if e in self.pointers and e not in found]
-        pointers = [self.pointers[e] for e in wanted]
-        if self.is_kept and self.kept in self.needed[level]:
-            wanted, pointers = [*wanted, self.kept], [*pointers, self.home]
-        found.update(zip(wanted, self._get(pointers, i, mask, whole), strict=True))
-        if position in self.needed[level]:
+        needed = self.schedule.below(self.schedule.roots[level], self.is_kept)
+        places = {e: self.homes[e] if e in self.is_kept else self.pointers.get(e) for e in needed}
+        wanted = {e: place for e, place in places.items() if place is not None and e not in found}
+        values = self._get(list(wanted.values()), i, mask, whole)
+        found.update(zip(wanted, values, strict=True))
+        if position in needed:
             found[position] = self._position(i)
         return found
 

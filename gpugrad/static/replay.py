@@ -15,11 +15,11 @@ from ..codegen.machine import machine
 from ..compiler import Changed
 from ..tensor import Tensor, bump_versions, wrap
 from ..tree import flatten
-from . import compose, output, passes
+from . import compose, output
 from .graph import Graph
 from .recording import Place, Recording
 from .run_cpu import NativeProgram
-from .runners import runner_for, with_draws
+from .runners import optimized, runner_for, with_draws
 from .sources import Argument, ArgumentGrad, HostResult, Live, LiveGrad
 
 MISS = object()
@@ -44,11 +44,11 @@ class ReplayedProgram:
         derivative, second, self.saved = recording.derivative, None, 0
         if derivative is not None:
             graph, second, self.saved = compose.halves(graph, derivative, recording.forward)
-            second = passes.optimize(second)
-        self.recorded, optimized = graph, passes.optimize(graph)
+            second = optimized(second)
+        self.recorded, first = graph, optimized(graph)
         if second is not None:
-            optimized = compose.with_inputs_of(second, graph, optimized)
-        self.graph, self.hosts = with_draws(optimized, recording.hosts)
+            first = compose.with_inputs_of(second, graph, first)
+        self.graph, self.hosts = with_draws(first, recording.hosts)
         self.run = cast(Any, runner_for(self.graph))
         self.lends = borrow and second is None and hasattr(self.run, "lent")
         if self.lends:

@@ -23,6 +23,7 @@ from . import lower
 from .graph import Graph, Node, OpCall, ProductCall, RowsCall, Value, expression_of
 from .passes.epilogues import product_epilogues
 from .passes.fusion import viewed
+from .passes.joining import join_rows
 from .passes.totals import sum_in_passing
 from .record import bounds
 from .sources import Live, LiveArray
@@ -52,7 +53,7 @@ class NativeProgram:
     def __init__(self, graph: Graph):
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
-        self.graph = graph = product_epilogues(sum_in_passing(graph))
+        self.graph = graph = product_epilogues(sum_in_passing(join_rows(graph)))
         self.bytes = 0
         self.seconds = 0.0  # of planning and of making tasks, kernels among it
         # outputs that a call gives as they are, to be overwritten by the next: the first so many,
@@ -354,7 +355,8 @@ class _Planner:
     """Gives every value an array.
 
     Views are views of their argument's array. A value that is stored at the end is computed in the
-    memory it is stored to, if nothing reads the old value afterwards. The result of an elementwise
+    memory it is stored to, if nothing reads the old value afterwards. A part of a ``cat`` along the
+    first axis is computed in its place there. The result of an elementwise
     node may take the memory of an argument that dies with it. Everything else gets a place in the
     arena for the time between its first and last use.
     """
@@ -362,12 +364,14 @@ class _Planner:
     def __init__(self, graph: Graph, arrays: dict[Value, _ndarray]):
         self.graph, self.arrays = graph, arrays
         self.roots: dict[Value, Value] = {v: v for v in arrays}  # whose memory a value lies in
+        self.parts: dict[Value, tuple[Value, int]] = {}  # of a cat: it, and the first row
         self.made: dict[Value, int] = {}
         self.last: dict[Value, int] = {}
 
     def run(self) -> None:
         graph = self.graph
         self._find_views()
+        self._find_parts()
         end = len(graph.nodes)
         for k, node in enumerate(graph.nodes):
             for v in node.outputs:
@@ -400,6 +404,39 @@ class _Planner:
                 if out is not None and (np.may_share_memory(out, source) or not out.size):
                     stand_ins[node.outputs[0]] = out
                     self.roots[node.outputs[0]] = self.roots.get(x, x)
+
+    def _find_parts(self) -> None:
+        """Values that are computed where a ``cat`` along the first axis wants them."""
+        stored = {v for _, v in self.graph.stores}
+        made = {v for node in self.graph.nodes for v in node.outputs}
+        for node in self.graph.nodes:
+            if node.call.__class__ is not OpCall or node.call.op.name != "cat":
+                continue
+            (whole,), start = node.outputs, 0
+            if node.call.params["axis"] % len(whole.shape) or whole in stored:
+                continue
+            for v in node.inputs:
+                taken = v in self.roots or v in self.parts or v in stored
+                if v in made and not taken and v.dtype == whole.dtype:
+                    self.parts[v] = (whole, start)
+                start += v.shape[0]
+        for v in self.parts:
+            self.roots[v] = self._whole(v)
+        for v, root in self.roots.items():
+            self.roots[v] = self._whole(root)
+
+    def _whole(self, v: Value) -> Value:
+        """The outermost ``cat`` that a value lies in, or itself."""
+        while v in self.parts:
+            v = self.parts[v][0]
+        return v
+
+    def _part(self, v: Value) -> _ndarray:
+        """The place of a part in the memory of the whole."""
+        if v not in self.parts:
+            return self.arrays[v]
+        whole, start = self.parts[v]
+        return self._part(whole)[start : start + v.shape[0]]
 
     def _stored_in_place(self) -> None:
         if self.graph.guards:
@@ -441,6 +478,10 @@ class _Planner:
         for k, node in enumerate(self.graph.nodes):
             elementwise = expression_of(node) is not None
             new = [v for v in node.outputs if v not in self.arrays and v not in self.roots]
+            new = [v for v in new if v not in chosen]  # a cat is placed with its first part
+            for whole in {self._whole(v) for v in node.outputs if v in self.parts}:
+                if whole not in chosen:
+                    places[whole] = chosen[whole] = arena.take(_bytes(whole))
             dead = dying.get(k, [])
             for v in new:
                 fitting = (w for w in dead if w in places and w not in new and _same(v, w))
@@ -464,6 +505,8 @@ class _Planner:
             self.arrays[v] = (
                 part.view(v.dtype).reshape(v.shape) if _bytes(v) else np.empty(v.shape, v.dtype)
             )
+        for v in self.parts:
+            self.arrays[v] = self._part(v)
 
     def _read_as_it_is(self, node: Node, w: Value) -> bool:
         """Whether a node reads this memory through the value itself alone, not through views."""

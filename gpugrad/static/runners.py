@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..codegen.machine import machine
-from . import run_cpu, run_python
+from . import passes, run_cpu, run_python
 from .graph import Graph
 from .sources import Host
+
+
+def optimized(graph: Graph) -> Graph:
+    """The graph after the passes of the runner that it gets."""
+    native = machine() is not None and not _on_devices(graph)
+    return passes.optimize(graph, passes.NATIVE if native else passes.DEFAULT)
+
+
+def _on_devices(graph: Graph) -> bool:
+    values = [*graph.inputs, *graph.constants, *[v for n in graph.nodes for v in n.outputs]]
+    return any(v.device is not None for v in values)
 
 
 def runner_for(graph: Graph) -> Callable[..., Sequence | None]:
     """Native tasks for graphs of CPU arrays where there is a compiler, a captured CUDA graph for
     those of one CUDA device, else lines of Python."""
-    values = [*graph.inputs, *graph.constants, *[v for n in graph.nodes for v in n.outputs]]
-    if any(v.device is not None for v in values):
+    if _on_devices(graph):
         from . import run_cuda
 
         if run_cuda.device_of(graph) is not None:

@@ -34,7 +34,7 @@ from ..tensor import Tensor, bump_versions, wrap
 from . import graph as ir
 from . import passes
 from .record import Recorder
-from .runners import runner_for
+from .runners import optimized, runner_for
 from .sources import Argument, HostResult
 
 _building = threading.local()
@@ -233,7 +233,7 @@ class _Run:
     def __init__(self, recording: _Recording, fetches: Sequence):
         self.recording = recording
         self.fetches = fetches  # keeps what the key of the run names alive
-        self.graph = passes.optimize(recording.program(fetches))
+        self.graph = optimized(recording.program(fetches))
         self._compute = runner_for(self.graph)
         self._written = [f.variable for f in fetches if isinstance(f, Assign)]
 

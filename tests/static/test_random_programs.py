@@ -281,7 +281,7 @@ def check(number: int) -> int:
 def test_programs(first):
     plain = {
         "runner_for": run_python.compile_graph,
-        "passes": mock.Mock(optimize=passes.drop_dead),
+        "optimized": passes.drop_dead,
     }
     replayed = 0
     for number in range(first, first + BATCH):

@@ -13,14 +13,17 @@ from collections.abc import Callable, Sequence
 from ..graph import Graph
 from .broadcasts import broadcast_lazily
 from .fusion import fuse
+from .merging import merge_products
 from .recomputing import recompute
 from .simple import drop_dead, fold_constants, share_common, simplify
 
 Pass = Callable[[Graph], Graph]
 
-DEFAULT: tuple[Pass, ...] = (
-    drop_dead, fold_constants, simplify, share_common, drop_dead, broadcast_lazily, fuse, drop_dead,
-)  # fmt: skip
+_SIMPLE: tuple[Pass, ...] = (drop_dead, fold_constants, simplify, share_common, drop_dead)
+_FUSION: tuple[Pass, ...] = (broadcast_lazily, fuse, drop_dead)
+DEFAULT = (*_SIMPLE, *_FUSION)
+# Those of the native runner, which adds up in another order; it has more that come after them.
+NATIVE = (*_SIMPLE, merge_products, *_FUSION)
 
 
 def optimize(graph: Graph, passes: Sequence[Pass] = DEFAULT) -> Graph:
@@ -35,6 +38,6 @@ def optimize(graph: Graph, passes: Sequence[Pass] = DEFAULT) -> Graph:
 
 
 __all__ = [
-    "DEFAULT", "Pass", "broadcast_lazily", "drop_dead", "fold_constants", "fuse", "optimize",
-    "recompute", "share_common", "simplify",
+    "DEFAULT", "NATIVE", "Pass", "broadcast_lazily", "drop_dead", "fold_constants", "fuse",
+    "merge_products", "optimize", "recompute", "share_common", "simplify",
 ]  # fmt: skip

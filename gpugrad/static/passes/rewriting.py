@@ -1,8 +1,9 @@
-"""Graphs with some values replaced by equal ones."""
+"""Graphs with some values replaced by equal ones, and nodes put in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Sequence
 
 from ..graph import Graph, Node, Value
 
@@ -43,3 +44,25 @@ class Replacements:
         new.stores = [(target, self.now(v)) for target, v in new.stores]
         new.guards = [(self.now(v), outcome) for v, outcome in new.guards]
         return new
+
+
+def ordered(nodes: Sequence[Node], keys: Sequence[float]) -> list[Node] | None:
+    """Nodes in an order in which each comes after those that it reads, that of their keys as far as
+    possible; None if there is none."""
+    maker = {v: k for k, node in enumerate(nodes) for v in node.outputs}
+    needed = [{maker[v] for v in node.values if v in maker} for node in nodes]
+    after: list[list[int]] = [[] for _ in nodes]
+    for k, others in enumerate(needed):
+        for other in others:
+            after[other].append(k)
+    ready = [(keys[k], k) for k, others in enumerate(needed) if not others]
+    heapq.heapify(ready)
+    found = []
+    while ready:
+        _, k = heapq.heappop(ready)
+        found.append(nodes[k])
+        for other in after[k]:
+            needed[other].discard(k)
+            if not needed[other]:
+                heapq.heappush(ready, (keys[other], other))
+    return found if len(found) == len(nodes) else None

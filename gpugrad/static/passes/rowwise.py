@@ -32,9 +32,21 @@ def rows_node(
 
     What ``rows``, the program it is made of, reads is of the kind that it has there.
     """
+    given = dict(zip(rows.inputs, rows.call.program.inputs.values(), strict=True))
+    return node_over_rows(outputs, leaves, given, shape, values, rows.line)
+
+
+def node_over_rows(
+    outputs: Sequence[tuple[str, Expr]],
+    leaves: dict[str, Any],
+    given: dict[Any, str],
+    shape: tuple[int, ...],
+    values: Sequence[Value],
+    line,
+) -> Node | None:
+    """The same, where the kinds of some leaves are given."""
     order = topological([e for _, e in outputs])
     names = [e.args[0] for e in order if e.op == "input" and e.args[0] != "position"]
-    given = dict(zip(rows.inputs, rows.call.program.inputs.values(), strict=True))
     kinds: dict[str, str] = {}
     for name in names:
         leaf = leaves[name]
@@ -54,7 +66,7 @@ def rows_node(
         tuple(zip([kind for kind, _ in outputs], made, strict=True)),
         tuple((env[name].args[0], kinds[name]) for name in names),
     )
-    return Node(RowsCall(program), [leaves[name] for name in names], values, rows.line)
+    return Node(RowsCall(program), [leaves[name] for name in names], values, line)
 
 
 @lru_cache(maxsize=1024)

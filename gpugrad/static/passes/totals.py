@@ -33,7 +33,7 @@ def sum_in_passing(graph: Graph) -> Graph:
         readers[v] = readers.get(v, 0) + 1
     sums = {}
     for node in graph.nodes:
-        maker = makers.get(node.inputs[0]) if _sums_everything(node) else None
+        maker = makers.get(node.inputs[0]) if sums_everything(node) else None
         if maker is not None and id(maker) not in sums:
             sums[id(maker)] = node
     joined: set[int] = set()
@@ -42,7 +42,7 @@ def sum_in_passing(graph: Graph) -> Graph:
         total = sums.get(id(node))
         nodes = None
         if total is not None:
-            nodes = _joined(graph, _with_numbers(node, makers), total, readers)
+            nodes = _joined(graph, with_numbers(node, makers), total, readers)
         if nodes is not None:
             new[id(node)] = nodes
             joined.add(id(total))
@@ -55,7 +55,8 @@ def sum_in_passing(graph: Graph) -> Graph:
     return graph.with_nodes(found)
 
 
-def _sums_everything(node: Node) -> bool:
+def sums_everything(node: Node) -> bool:
+    """Whether it is the sum or mean of all elements of an array."""
     call = node.call
     return (
         call.__class__ is OpCall
@@ -65,7 +66,7 @@ def _sums_everything(node: Node) -> bool:
     )
 
 
-def _with_numbers(node: Node, makers: dict[Value, Node]) -> Node:
+def with_numbers(node: Node, makers: dict[Value, Node]) -> Node:
     """The node with numbers in the places of what broadcasts them."""
 
     def source(i):
