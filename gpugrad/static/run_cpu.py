@@ -18,8 +18,8 @@ from ..codegen import workers
 from ..codegen.rows import INDEX
 from ..codegen.tasks import TaskList
 from . import lower
-from .graph import Graph, Node, OpCall, ProductCall, RowsCall, Value, expression_of
-from .passes.epilogues import product_epilogues
+from .graph import EpilogueCall, Graph, Node, OpCall, RowsCall, Value, expression_of
+from .passes.epilogues import join_epilogues
 from .passes.totals import sum_in_passing
 from .record import bounds
 from .sources import Live, LiveArray
@@ -48,7 +48,7 @@ class NativeProgram:
     def __init__(self, graph: Graph):
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
-        self.graph = graph = product_epilogues(sum_in_passing(graph))
+        self.graph = graph = join_epilogues(sum_in_passing(graph))
         self.bytes = 0
         self.lent = 0  # outputs that a call gives as they are, to be overwritten by the next
         self._arrays: dict[Value, _ndarray] = {}
@@ -373,11 +373,12 @@ class _Planner:
         """Whether a node may write where it reads a value: it reads each element of it, as it is,
         before it writes that element; or it does not read the memory at all."""
         reads = [w for w in node.values if self.roots.get(w, w) is target]
-        if node.call.__class__ is ProductCall:
-            operands = [w for w in node.inputs[:2] if self.roots.get(w, w) is target]
-            return not operands and all(w is target for w in reads)
         if not reads:
             return True
+        if node.call.__class__ is EpilogueCall:
+            operands = [w for w in node.inputs[:2] if self.roots.get(w, w) is target]
+            twice = node.call.producer.op.name in lower.COMPUTE_TWICE
+            return not operands and not twice and all(w is target for w in reads)
         return expression_of(node) is not None and all(w is target for w in reads)
 
     def _place(self) -> None:
@@ -457,7 +458,7 @@ def _overlapping(arrays: Iterable[_ndarray]) -> set[int]:
 
 def _cannot_fail(node: Node) -> bool:
     """Whether a node never raises an error for values it does not like."""
-    if node.call.__class__ is ProductCall:
+    if node.call.__class__ is EpilogueCall:
         return True
     if node.call.__class__ is RowsCall:
         return INDEX not in node.call.program.inputs.values()

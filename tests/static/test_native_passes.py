@@ -6,10 +6,11 @@ import pytest
 
 import gpugrad as gg
 from gpugrad import nn
+from gpugrad.codegen import convolution
 from gpugrad.codegen.machine import machine
 from gpugrad.static import passes, run_cpu, run_python
-from gpugrad.static.graph import ProductCall, RowsCall
-from gpugrad.static.passes.epilogues import product_epilogues
+from gpugrad.static.graph import EpilogueCall, RowsCall
+from gpugrad.static.passes.epilogues import join_epilogues
 from gpugrad.static.passes.totals import sum_in_passing
 from gpugrad.static.recording import record
 from gpugrad.static.sources import Argument
@@ -89,8 +90,8 @@ def test_epilogues(sizes, dtype):
     w = (gg.randn(n, k, dtype=dtype) * 0.1).requires_grad_()
     b, mask = gg.randn(n, dtype=dtype), gg.randn(k, dtype=dtype)
     graph = graph_of(f, x, w, b, mask)
-    changed = product_epilogues(graph)
-    assert any(n.call.__class__ is ProductCall for n in changed.nodes)
+    changed = join_epilogues(graph)
+    assert any(n.call.__class__ is EpilogueCall for n in changed.nodes)
     assert len(changed.nodes) < len(graph.nodes)
     compare(graph, [t.detach().array for t in (x, w, b, mask)], changed)
 
@@ -118,5 +119,155 @@ def test_an_update_in_the_epilogue_of_a_gradient_is_in_place():
         gg.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
     (program,) = compiled.programs
     kinds = [n.call.kind for n in program.run.graph.nodes]
-    assert "product" in kinds
+    assert "epilogue" in kinds
     assert not program.run.fallbacks
+
+
+@pytest.fixture
+def every_layer(monkeypatch):
+    """Kernels for the smallest convolutions."""
+    monkeypatch.setattr(convolution, "LEAST_WORK", 1)
+    monkeypatch.setattr(convolution, "PARALLEL", 4)
+    for choice in (convolution._chosen, convolution.with_epilogue):
+        choice.cache_clear()
+    yield
+    convolution._chosen.cache_clear()
+
+
+LAYERS = [
+    # batch, channels, filters, groups, image, kernel, options
+    (3, 4, 6, 1, (9, 7), (3, 3), {"padding": 1}),
+    (2, 1, 1, 1, (5, 11), (2, 3), {}),
+    (5, 4, 6, 2, (13, 10), (3, 2), {"stride": 2, "padding": (1, 0)}),
+    (2, 3, 8, 1, (12, 17), (3, 3), {"dilation": (2, 3), "padding": 2}),
+    (1, 6, 6, 6, (6, 33), (5, 1), {"stride": (1, 3)}),
+    (70, 2, 3, 1, (6, 6), (3, 3), {}),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [gg.float32, gg.float64])
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_epilogues_of_convolutions(every_layer, layer, dtype, threads):
+    batch, channels, filters, groups, image, kernel, options = layer
+
+    def f(x, w, b, mean, other, mask, rate):
+        z = nn.functional.conv2d(x.relu(), w, b, groups=groups, **options)
+        z = (z - mean) * 0.5 + other
+        y = nn.functional.conv2d(x, w, groups=groups, **options).relu() * z
+        gx, gw = gg.autograd.grad(y.square().mean(), (x, w))
+        with gg.no_grad():
+            plain = nn.functional.conv2d(x, w, groups=groups, **options)
+            chosen = gg.where(mask, plain, other)
+            return y.detach(), gx, w - rate * gw, gw, chosen, plain > 0, plain
+
+    x = gg.randn(batch, channels, *image, dtype=dtype, requires_grad=True)
+    w = gg.randn(filters, channels // groups, *kernel, dtype=dtype, requires_grad=True)
+    b, mean = gg.randn(filters, dtype=dtype), gg.randn(filters, 1, 1, dtype=dtype)
+    shape = nn.functional.conv2d(x, w, groups=groups, **options).shape
+    other, mask = gg.randn(*shape, dtype=dtype), gg.randn(*shape[1:]) > 0
+    rate = gg.full((1,), 0.1, dtype=dtype)
+    args = (x, w, b, mean, other, mask, rate)
+    graph = graph_of(f, *args)
+    changed = join_epilogues(graph)
+    found = [n.call.producer.op.name for n in changed.nodes if n.call.__class__ is EpilogueCall]
+    assert set(found) == {"conv", "conv_input", "conv_weight"}
+    before = gg.get_num_threads()
+    gg.set_num_threads(threads)
+    try:
+        compare(graph, [t.detach().array for t in args], changed)
+    finally:
+        gg.set_num_threads(before)
+
+
+def test_an_epilogue_of_a_convolution_does_not_overwrite_what_it_reads(every_layer):
+    """Its kernel may compute an element twice."""
+    layer = nn.Conv2d(3, 3, 3, padding=1)
+    state, expected = gg.zeros(4, 3, 10, 11), gg.zeros(4, 3, 10, 11)
+
+    def step(state, x):
+        with gg.no_grad():
+            state.copy_(state * 0.5 + layer(x))
+
+    compiled = gg.compile(lambda x: step(state, x))
+    for _ in range(6):
+        x = gg.randn(4, 3, 10, 11)
+        compiled(x)
+        step(expected, x)
+        gg.testing.assert_close(state, expected, rtol=1e-5, atol=1e-5)
+    kinds = [n.call.kind for p in compiled.programs for n in p.run.graph.nodes]
+    assert compiled.stats["replays"] > 0
+    assert "epilogue" in kinds
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_convolutions_with_epilogues(every_layer, threads):
+    def model():
+        return nn.Sequential(
+            nn.Conv2d(1, 5, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 7, 3, padding=1),
+            nn.ReLU(), nn.Conv2d(7, 3, (2, 3), stride=2), nn.Flatten(), nn.Linear(18, 4),
+        )  # fmt: skip
+
+    x, y = gg.randn(9, 1, 15, 14), gg.randint(4, (9,))
+    ours, theirs = model(), model()
+
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = [gg.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (ours, theirs)]
+    schedules = [gg.optim.lr_scheduler.StepLR(o, 2, 0.5) for o in optimizers]
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    compiled = gg.compile(lambda: step(ours, optimizers[0]))
+    before = gg.get_num_threads()
+    gg.set_num_threads(threads)
+    try:
+        for _ in range(9):
+            gg.testing.assert_close(compiled(), step(theirs, optimizers[1]), rtol=1e-5, atol=1e-6)
+            for schedule in schedules:
+                schedule.step()
+    finally:
+        gg.set_num_threads(before)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        gg.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        gg.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+    found = [n.call for n in compiled.programs[-1].run.graph.nodes]
+    names = {c.producer.op.name for c in found if c.__class__ is EpilogueCall}
+    assert {"conv", "conv_input", "conv_weight"} <= names
+    assert compiled.stats["replays"] > 3
+
+
+def test_images_beyond_the_cache_are_not_read_by_an_epilogue(every_layer):
+    """Bias and relu read no images."""
+
+    def f(x, w, b, other):
+        with_bias = nn.functional.conv2d(x, w, b).relu()
+        return with_bias, (nn.functional.conv2d(x.abs(), w) + other).relu()
+
+    for side, joined in ((8, 2), (100, 1)):
+        args = [gg.randn(2, 3, side, side), gg.randn(5, 3, 3, 3), gg.randn(5)]
+        args.append(gg.randn(2, 5, side - 2, side - 2))
+        graph = graph_of(f, *args)
+        changed = join_epilogues(graph)
+        assert [n.call.kind for n in changed.nodes].count("epilogue") == joined
+        compare(graph, [t.array for t in args], changed)
+
+
+def test_convolutions_without_a_kernel_stay_as_they_are():
+    """Those that are computed as products by the reference, and those of nothing."""
+
+    def f(x, w, b):
+        return nn.functional.conv2d(x, w, b).relu()
+
+    few = [gg.randn(1, 1, 4, 4), gg.randn(1, 1, 2, 2), gg.randn(1)]
+    pointwise = [gg.randn(2, 64, 16, 16), gg.randn(64, 64, 1, 1), gg.randn(64)]
+    none = [gg.randn(0, 3, 8, 8), gg.randn(4, 3, 3, 3), gg.randn(4)]
+    for args in (few, pointwise, none):
+        graph = graph_of(f, *args)
+        changed = join_epilogues(graph)
+        assert changed is graph
+        compare(graph, [t.array for t in args])
