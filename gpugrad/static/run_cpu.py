@@ -20,6 +20,7 @@ from ..codegen.tasks import TaskList
 from . import lower
 from .graph import EpilogueCall, Graph, Node, OpCall, RowsCall, Value, expression_of
 from .passes.epilogues import join_epilogues
+from .passes.pools import mask_before_pools
 from .passes.totals import sum_in_passing
 from .record import bounds
 from .sources import Live, LiveArray
@@ -48,7 +49,7 @@ class NativeProgram:
     def __init__(self, graph: Graph):
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
-        self.graph = graph = join_epilogues(sum_in_passing(graph))
+        self.graph = graph = join_epilogues(sum_in_passing(mask_before_pools(graph)))
         self.bytes = 0
         self.lent = 0  # outputs that a call gives as they are, to be overwritten by the next
         self._arrays: dict[Value, _ndarray] = {}

@@ -11,6 +11,7 @@ from gpugrad.codegen.machine import machine
 from gpugrad.static import passes, run_cpu, run_python
 from gpugrad.static.graph import EpilogueCall, RowsCall
 from gpugrad.static.passes.epilogues import join_epilogues
+from gpugrad.static.passes.pools import mask_before_pools
 from gpugrad.static.passes.totals import sum_in_passing
 from gpugrad.static.recording import record
 from gpugrad.static.sources import Argument
@@ -271,3 +272,89 @@ def test_convolutions_without_a_kernel_stay_as_they_are():
         changed = join_epilogues(graph)
         assert changed is graph
         compare(graph, [t.array for t in args])
+
+
+POOLS = [
+    {"kernel_size": 2},
+    {"kernel_size": (2, 3)},
+    {"kernel_size": 3, "stride": 2},  # windows overlap
+    {"kernel_size": 2, "stride": 1, "dilation": 2},
+    {"kernel_size": 2, "stride": 3},  # windows leave gaps
+]
+
+
+@pytest.mark.parametrize("dtype", [gg.float32, gg.float64])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_masks_before_pools_have_the_same_bits(pool, dtype, monkeypatch, rng):
+    """Ties, zeros of both signs, infinities and NaN among images and cotangents."""
+
+    def f(x, c):
+        p = nn.functional.max_pool2d(x.relu(), **pool)
+        (gx,) = gg.autograd.grad((p * c).sum(), (x,))
+        return gx
+
+    special = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 2.0, 3.0])
+    x = gg.tensor(rng.choice(special, (5, 4, 19, 23)), dtype=dtype, requires_grad=True)
+    shape = nn.functional.max_pool2d(x, **pool).shape
+    c = gg.tensor(rng.choice(special, shape), dtype=dtype)
+    with np.errstate(all="ignore"):
+        graph = graph_of(f, x, c)
+    changed = mask_before_pools(graph)
+    changed.check()
+    assert changed is not graph
+    last = changed.nodes[-1].call
+    assert last.op.name == "max_pool_scatter"
+
+    def run() -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return run_cpu.compile_graph(graph)(x.detach().array, c.array)[0]
+
+    found = run()
+    monkeypatch.setattr(run_cpu, "mask_before_pools", lambda graph: graph)
+    expected = run()
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
+    assert np.isnan(expected).any()
+    assert (expected != 0).any()
+
+
+def test_sums_of_masked_images_are_those_of_the_masked_cotangents():
+    def f(x, b):
+        y = (x + b).relu()
+        loss = nn.functional.max_pool2d(y, 2).square().sum()
+        return gg.autograd.grad(loss, (x, b))
+
+    x, b = gg.randn(3, 4, 10, 12, requires_grad=True), gg.randn(4, 1, 1, requires_grad=True)
+    graph = graph_of(f, x, b)
+    changed = mask_before_pools(graph)
+    (total,) = [n for n in changed.nodes if n.call.kind == "op" and n.call.op.name == "sum_to"]
+    assert total.inputs[0].shape == (3, 4, 5, 6)
+    compare(graph, [x.detach().array, b.detach().array], changed)
+
+
+def test_masks_that_stay_behind_pools():
+    """What is scattered is returned; the mask is of other images; it chooses from more."""
+
+    def pooled(x, seen):
+        p = nn.functional.max_pool2d(x, 2)
+        (gx,) = gg.autograd.grad(p.sum() * 2, (x,))
+        with gg.no_grad():
+            return seen(x.detach(), gx)
+
+    def returned(x):
+        return pooled(x, lambda x, gx: (gx, gg.where(x > 0, gx, 0.0)))
+
+    def others(x):
+        return pooled(x, lambda x, gx: gg.where(x.abs().exp() > 1, gx, 0.0))
+
+    def ones(x):
+        return pooled(x, lambda x, gx: gg.where(x > 0, gx, 1.0))
+
+    def kept(x):
+        return pooled(x, lambda x, gx: gg.where(x > 0, 0.0, gx))
+
+    for f in (returned, others, ones, kept):
+        x = gg.randn(2, 3, 6, 8, requires_grad=True)
+        graph = graph_of(f, x)
+        assert mask_before_pools(graph) is graph
+        compare(graph, [x.detach().array])
