@@ -332,6 +332,25 @@ def test_sums_of_masked_images_are_those_of_the_masked_cotangents():
     compare(graph, [x.detach().array, b.detach().array], changed)
 
 
+def test_sums_of_other_axes_and_arrays_stay():
+    """Of rows alone; of one dimension."""
+
+    def f(x, b, c):
+        y = (x + b).relu()
+        loss = nn.functional.max_pool2d(y, 2).square().sum() + (c * c.sum()).sum()
+        return gg.autograd.grad(loss, (x, b, c))
+
+    x, c = gg.randn(3, 4, 10, 12, requires_grad=True), gg.randn(7, requires_grad=True)
+    for shape in [(12,), (10, 1), (4, 10, 12), (1,)]:
+        b = gg.randn(*shape, requires_grad=True)
+        graph = graph_of(f, x, b, c)
+        changed = mask_before_pools(graph)
+        totals = [n.inputs[0] for n in changed.nodes if n.call.text.startswith("sum_to")]
+        pooled = [v for v in totals if v.shape == (3, 4, 5, 6)]
+        assert len(pooled) == (shape == (1,))
+        compare(graph, [t.detach().array for t in (x, b, c)], changed)
+
+
 def test_masks_that_stay_behind_pools():
     """What is scattered is returned; the mask is of other images; it chooses from more."""
 

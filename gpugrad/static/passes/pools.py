@@ -36,7 +36,7 @@ def mask_before_pools(graph: Graph) -> Graph:
             replaced[id(node)] = [first, last]
             replaced[id(scatter)] = []
             masked[node.outputs[0]] = mask
-        elif _sums_images(node) and node.inputs[0] in masked:
+        elif any(v in masked for v in node.values) and _sums_images(node):
             summed = Node(node.call, (masked[node.inputs[0]],), node.outputs, node.line)
             replaced[id(node)] = [summed]
     if not replaced:
@@ -73,8 +73,8 @@ def _mask_of(node: Node, scatters: dict[Value, Node], readers: dict[Value, int])
 
 
 def _sums_images(node: Node) -> bool:
-    """Whether it is a sum over rows and columns, and maybe more."""
-    if node.call.__class__ is not OpCall or node.inputs[0].__class__ is not Value:
+    """Whether it is a sum over rows and columns, and maybe more, of images."""
+    if node.call.__class__ is not OpCall:
         return False
     name, params, ndim = node.call.op.name, node.call.params, len(node.inputs[0].shape)
     if name == "sum_to":
