@@ -352,28 +352,32 @@ def test_sums_of_other_axes_and_arrays_stay():
 
 
 def test_masks_that_stay_behind_pools():
-    """What is scattered is returned; the mask is of other images; it chooses from more."""
+    """What is scattered is returned; the mask is of other images; it chooses something else."""
 
-    def pooled(x, seen):
-        p = nn.functional.max_pool2d(x, 2)
-        (gx,) = gg.autograd.grad(p.sum() * 2, (x,))
-        with gg.no_grad():
-            return seen(x.detach(), gx)
+    def program(seen):
+        def f(y, z):
+            (g,) = gg.autograd.grad(nn.functional.max_pool2d(y, 2).square().sum(), (y,))
+            with gg.no_grad():
+                return seen(y, g, z)
 
-    def returned(x):
-        return pooled(x, lambda x, gx: (gx, gg.where(x > 0, gx, 0.0)))
+        return f
 
-    def others(x):
-        return pooled(x, lambda x, gx: gg.where(x.abs().exp() > 1, gx, 0.0))
-
-    def ones(x):
-        return pooled(x, lambda x, gx: gg.where(x > 0, gx, 1.0))
-
-    def kept(x):
-        return pooled(x, lambda x, gx: gg.where(x > 0, 0.0, gx))
-
-    for f in (returned, others, ones, kept):
-        x = gg.randn(2, 3, 6, 8, requires_grad=True)
-        graph = graph_of(f, x)
-        assert mask_before_pools(graph) is graph
-        compare(graph, [x.detach().array])
+    stay = [
+        program(lambda y, g, z: (gg.where(y > 0, g, 0.0), g)),
+        program(lambda y, g, z: gg.where(z > 0, g, 0.0)),
+        program(lambda y, g, z: gg.where(y > 0, g, 1.0)),
+        program(lambda y, g, z: gg.where(y > 0, g, -0.0)),
+        program(lambda y, g, z: gg.where(y > 0, 0.0, g)),
+        program(lambda y, g, z: gg.where(y > z, g, 0.0)),
+        program(lambda y, g, z: gg.where(y != 1, g, 0.0)),
+    ]
+    change = [
+        program(lambda y, g, z: gg.where(y > 0, g, 0.0)),
+        program(lambda y, g, z: gg.where(y <= 0.5, g, 0.0)),
+    ]
+    y, z = gg.randn(2, 3, 6, 8, requires_grad=True), gg.randn(2, 3, 6, 8)
+    for f in (*stay, *change):
+        graph = graph_of(f, y, z)
+        changed = mask_before_pools(graph)
+        assert (changed is graph) == (f in stay)
+        compare(graph, [y.detach().array, z.array], changed)

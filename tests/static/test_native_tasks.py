@@ -22,13 +22,13 @@ def run(*tasks) -> None:
     everything.run()
 
 
-def run_shares(task, parts: int) -> None:
-    """The shares of threads, one after the other."""
+def run_shares(task, parts: int, count: int | None = None) -> None:
+    """The shares of threads, one after the other; all or the first ones."""
     run_share = ctypes.CFUNCTYPE(
         None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
     )(task.function)
     table, numbers = (a.buffer_info()[0] for a in (task.table, task.numbers))
-    for k in range(parts):
+    for k in range(parts if count is None else count):
         run_share(table, numbers, k * WHOLE // parts, (k + 1) * WHOLE // parts)
 
 
@@ -141,8 +141,14 @@ def test_shares_of_a_sum_along_a_middle_axis(parts, rng):
         task = moves.sum_middle(x, out)
         assert task.parts > 1
         run(moves.sum_middle(x, whole))
+        untouched = out.copy()
         run_shares(task, parts)
         np.testing.assert_array_equal(out, whole)
+        out[...] = untouched
+        run_shares(task, parts, 1)  # nothing is written in another share
+        first = max(1, out.shape[0] // parts), max(1, out.shape[1] // parts)
+        rest = (slice(None), slice(first[1], None)) if shape[0] == 1 else slice(first[0], None)
+        assert out[rest].tobytes() == untouched[rest].tobytes()
 
 
 @pytest.mark.parametrize("n", [0, 1, 31, 1000])

@@ -61,15 +61,19 @@ def _mask_of(node: Node, scatters: dict[Value, Node], readers: dict[Value, int])
         return None
     condition, chosen, other = e.args
     x, bound = condition.args
-    if not (chosen.op == x.op == "input" and bound.op == other.op == "const"):
+    if not chosen.op == x.op == "input":
         return None
     scattered = given[chosen.args[0]]
     scatter = scatters.get(scattered)
     if scatter is None or scatter.inputs[1] is not given[x.args[0]] or readers[scattered] > 1:
         return None
-    if other.args[0] != 0 or np.signbit(other.args[0]):
+    numbers = [given[i.args[0]] if i.op == "input" else i.args[0] for i in (bound, other)]
+    if any(n.__class__ not in (int, float) for n in numbers):
         return None
-    return build("where", build(condition.op, _Y, bound), _G, other)
+    limit, zero = numbers
+    if zero != 0 or np.signbit(zero):
+        return None
+    return build("where", build(condition.op, _Y, limit), _G, 0)
 
 
 def _sums_images(node: Node) -> bool:
