@@ -8,8 +8,9 @@ faster. Which way a call goes depends on shapes and dtypes only, never on what w
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from math import inf
 
@@ -17,7 +18,9 @@ import numpy as np
 
 from ..backend import numpy as backend
 from . import convolution_kernels as kernels
+from .convolution_epilogues import PLAIN, Epilogue
 from .convolution_kernels import InputTile, Layer, Tile, WeightTile
+from .llvm import Unsupported
 from .machine import ELEMENTS, machine
 
 # Multiplications from which a kernel is worth its compilation: 5 us here, 50 for the reference.
@@ -146,13 +149,33 @@ def _kernel(make, a, b, *sizes) -> Compiled | None:
 @lru_cache(4096)
 def _chosen(make, dtype, x_shape, w_shape, *options) -> Compiled | None:
     """One look-up by everything a call says: half the overhead of looking for the layer first."""
+    layer = native_layer(dtype, x_shape, w_shape, *options)
+    return None if layer is None else make(layer)
+
+
+def native_layer(dtype, x_shape, w_shape, *options) -> Layer | None:
+    """The layer of a convolution of images and weights, if kernels are to compute it. The options
+    are stride, padding, dilation, groups."""
     element = ELEMENTS.get(dtype)
     if element is None or len(x_shape) != 4:
         return None
     layer = _layer(element, x_shape[1:], w_shape, *options)
     if layer is None or x_shape[0] * layer.work < LEAST_WORK or machine() is None:
         return None
-    return None if _better_as_products(layer) else make(layer)
+    return None if _better_as_products(layer) else layer
+
+
+@lru_cache(4096)
+def with_epilogue(make, layer: Layer, epilogue: Epilogue) -> Compiled | None:
+    """The kernel of a layer that computes an epilogue, too; None where there is none. ``make`` is
+    ``_forward_kernel`` or ``_input_kernel``."""
+    try:
+        return make(layer, epilogue)
+    except Unsupported:
+        return None
+    except RuntimeError as error:  # slower, not wrong
+        warnings.warn(f"no native kernel, LLVM refuses it: {error}", stacklevel=2)
+        return None
 
 
 @lru_cache(4096)
@@ -217,9 +240,10 @@ def _cheapest(candidates):
 
 
 @lru_cache(4096)
-def _forward_kernel(layer: Layer) -> Compiled | None:
+def _forward_kernel(layer: Layer, epilogue: Epilogue = PLAIN) -> Compiled | None:
     tile = _cheapest(_forward_tiles(layer))
-    return Compiled(layer, tile, kernels.forward_text, kernels.forward_scratch)
+    text = partial(kernels.forward_text, epilogue=epilogue)
+    return Compiled(layer, tile, text, kernels.forward_scratch)
 
 
 def _forward_tiles(layer: Layer):
@@ -265,12 +289,13 @@ def _weight_tiles(layer: Layer):
 
 
 @lru_cache(4096)
-def _input_kernel(layer: Layer) -> Compiled | None:
+def _input_kernel(layer: Layer, epilogue: Epilogue = PLAIN) -> Compiled | None:
     tile = _cheapest(_input_tiles(layer))
     bodies = len(kernels.row_phases(layer)) * len(kernels.pieces(layer.kernel[1], tile.taps))
     if bodies > BODIES:
         return None
-    return Compiled(layer, tile, kernels.input_gradient_text, kernels.input_gradient_scratch)
+    text = partial(kernels.input_gradient_text, epilogue=epilogue)
+    return Compiled(layer, tile, text, kernels.input_gradient_scratch)
 
 
 def _input_tiles(layer: Layer):

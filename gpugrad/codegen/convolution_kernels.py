@@ -22,6 +22,7 @@ from itertools import pairwise
 from math import gcd
 from typing import NamedTuple
 
+from .convolution_epilogues import PLAIN, Epilogue, Place, Results
 from .ir import Value
 from .loops import Writer, rounded
 from .machine import Machine
@@ -134,9 +135,23 @@ def column_vectors(layer: Layer, lanes: int) -> int:
 class _Writer(Writer):
     """A writer that knows its layer."""
 
-    def __init__(self, compiler: Machine, layer: Layer, lanes: int, arrays: str, integers: str):
-        super().__init__(compiler, layer.element, lanes, arrays, integers)
+    def __init__(
+        self, compiler: Machine, layer: Layer, lanes: int, arrays: str, integers: str, numbers=()
+    ):
+        super().__init__(compiler, layer.element, lanes, arrays, integers, numbers)
         self.layer = layer
+
+
+def _with_epilogue(
+    compiler: Machine, layer: Layer, lanes: int, operands: str, epilogue: Epilogue
+) -> _Writer:
+    """The writer of ``kernel(<operands>, <inputs of the epilogue>, <outputs>, scratch, <numbers>,
+    first image, last image)``."""
+    others = [f"in{k}" for k in range(len(epilogue.arrays))]
+    others += [f"out{k}" for k in range(len(epilogue.program.outputs))]
+    numbers = [f"number{k}" for k in range(len(epilogue.numbers))]
+    arrays = " ".join([operands, *others, "scratch"])
+    return _Writer(compiler, layer, lanes, arrays, "first last", numbers)
 
 
 def _copy_image(w: _Writer, frame: Frame, image: Value, scratch: Value) -> None:
@@ -187,21 +202,23 @@ def forward_scratch(layer: Layer, tile: Tile) -> int:
 UNROLLED = 128
 
 
-def forward_text(compiler: Machine, layer: Layer, tile: Tile) -> str:
-    """``kernel(x, w, y, scratch, first image, last image)``."""
-    w = _Writer(compiler, layer, tile.lanes, "x w y scratch", "first last")
-    x, weights, y, scratch = w.data
+def forward_text(compiler: Machine, layer: Layer, tile: Tile, epilogue: Epilogue = PLAIN) -> str:
+    """``kernel(x, w, <arrays of the epilogue>, scratch, <its numbers>, first image, last
+    image)``."""
+    epilogue.demand(tile.channels * tile.rows * tile.vectors)
+    w = _with_epilogue(compiler, layer, tile.lanes, "x w", epilogue)
+    x, weights, *_, scratch = w.data
     first, last = w.integers
     frame = forward_frame(layer, tile)
     if not frame.direct:
         w.clear(scratch, forward_scratch(layer, tile))
     (height, width), (out_h, out_w) = layer.image, layer.out
+    results = Results(compiler, w, epilogue, (layer.filters, out_h, out_w))
     with w.code.loop(first, last) as n:
         image = w.at(x, n * (layer.channels * height * width))
         if not frame.direct:
             _copy_image(w, frame, image, scratch)
             image = scratch
-        result = w.at(y, n * (layer.filters * out_h * out_w))
         with (
             w.repeat(layer.groups) as g,
             w.starts(out_h, tile.rows) as row,
@@ -213,8 +230,7 @@ def forward_text(compiler: Machine, layer: Layer, tile: Tile) -> str:
             sums = _forward_sums(
                 w, tile, frame, w.at(image, corner + column), w.at(weights, channel * layer.taps)
             )
-            place = w.at(result, (channel * out_h + row) * out_w + column)
-            _forward_store(w, tile, place, sums)
+            _forward_store(w, tile, results.at(n, channel, row, column), sums)
     return w.text()
 
 
@@ -258,15 +274,14 @@ def _forward_sums(w: _Writer, tile: Tile, frame: Frame, x: Value, weights: Value
     return w.fold(layer.depth, [x, weights, *zeros], rows_of_channel)[2:]
 
 
-def _forward_store(w: _Writer, tile: Tile, place: Value, sums: list[Value]) -> None:
-    out_h, out_w = w.layer.out
+def _forward_store(w: _Writer, tile: Tile, place: Place, sums: list[Value]) -> None:
     values = iter(sums)
     for c in range(tile.channels):
         for r in range(tile.rows):
             for v in range(tile.vectors):
-                count = min(tile.lanes, out_w - v * tile.lanes)
-                value = w.first_of(next(values), count)
-                w.store(value, place, (c * out_h + r) * out_w + v * tile.lanes)
+                column = v * tile.lanes
+                count = min(tile.lanes, w.layer.out[1] - column)
+                place.store(next(values), count, (c, r, column))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -512,13 +527,18 @@ def _buffer_columns(layer: Layer, tile: InputTile) -> int:
 def input_gradient_scratch(layer: Layer, tile: InputTile) -> int:
     frame, _ = input_gradient_frame(layer, tile)
     row_size = layer.stride[1] * _buffer_columns(layer, tile)
-    return rounded(frame.size, tile.lanes) + tile.rows * row_size
+    sorted_row = rounded(layer.image[1], tile.lanes) if layer.stride[1] > 1 else 0
+    return rounded(frame.size, tile.lanes) + tile.rows * row_size + sorted_row
 
 
-def input_gradient_text(compiler: Machine, layer: Layer, tile: InputTile) -> str:
-    """``kernel(g, w, gx, scratch, first image, last image)``."""
-    w = _Writer(compiler, layer, tile.lanes, "g w gx scratch", "first last")
-    g, weights, gx, scratch = w.data
+def input_gradient_text(
+    compiler: Machine, layer: Layer, tile: InputTile, epilogue: Epilogue = PLAIN
+) -> str:
+    """``kernel(g, w, <arrays of the epilogue>, scratch, <its numbers>, first image, last
+    image)``."""
+    epilogue.demand(tile.rows)
+    w = _with_epilogue(compiler, layer, tile.lanes, "g w", epilogue)
+    g, weights, *_, scratch = w.data
     first, last = w.integers
     frame, margin = input_gradient_frame(layer, tile)
     image_size = rounded(frame.size, tile.lanes)
@@ -526,10 +546,9 @@ def input_gradient_text(compiler: Machine, layer: Layer, tile: InputTile) -> str
     buffer = w.at(scratch, image_size)
     w.clear(scratch, image_size)
     g_inside = w.at(scratch, margin * frame.pitch)
-    height, width = layer.image
     order = input_gradient_weights(layer)
+    results = Results(compiler, w, epilogue, (layer.channels, *layer.image))
     with w.code.loop(first, last) as n:
-        result = w.at(gx, n * (layer.channels * height * width))
         _copy_image(w, frame, w.at(g, n * (layer.filters * layer.out[0] * layer.out[1])), scratch)
         for phase in row_phases(layer):
             rows = min(tile.rows, phase.count)
@@ -544,27 +563,40 @@ def input_gradient_text(compiler: Machine, layer: Layer, tile: InputTile) -> str
                     taps = w.at(weights, group * order.group + c * order.input)
                     sizes = tile._replace(rows=rows)
                     _add_rows(w, sizes, frame, phase, g_plane, taps, t + phase.row, buffer)
-                row = (group * layer.depth + c) * height + t * layer.stride[0] + phase.first
                 for r in range(rows):
-                    source = w.at(buffer, r * row_size)
-                    _copy_row(w, tile, source, w.at(result, (row + r * layer.stride[0]) * width))
+                    columns = w.at(buffer, r * row_size)
+                    source = _in_order(w, tile, columns, w.at(buffer, tile.rows * row_size))
+                    row = (t + r) * layer.stride[0] + phase.first
+                    _store_row(w, results, source, n, group * layer.depth + c, row)
     return w.text()
 
 
-def _copy_row(w, tile: InputTile, buffer: Value, target: Value) -> None:
-    """From the buffer, where columns are sorted by phases, to a row of the result."""
+def _in_order(w, tile: InputTile, buffer: Value, row: Value) -> Value:
+    """Where the columns of a row lie in order: in the buffer, where they are sorted by phases, if
+    there is one phase, else in ``row``."""
     layer = w.layer
     (_, width), (_, left), step = layer.image, layer.start, layer.stride[1]
     if step == 1:
-        w.copy(w.at(buffer, left), target, width)
-        return
+        return w.at(buffer, left)
     for phase in range(step):
         first = (phase - left) % step
         count = len(range(first, width, step))
         if count:
             source = phase * _buffer_columns(layer, tile) + (first + left) // step
             with w.repeat(count) as i:
-                w.store(w.vector(buffer, i + source, 1), target, i * step + first)
+                w.store(w.vector(buffer, i + source, 1), row, i * step + first)
+    return row
+
+
+def _store_row(w, results: Results, source: Value, *row: Value) -> None:
+    """A row of the result; the last vector may overlap the one before."""
+    width = w.layer.image[1]
+    with w.starts(width, w.lanes) as column:
+        place = w.at(source, column)
+        if width < w.lanes:
+            results.at(*row, column).store(w.some(place, 0, width), width)
+        else:
+            results.at(*row, column).store(w.vector(place), w.lanes)
 
 
 def _add_rows(w, tile, frame, phase: RowPhase, g: Value, weights: Value, row: Value, buffer):

@@ -17,15 +17,31 @@ def rounded(count: int, lanes: int) -> int:
 class Writer:
     """A ``Code`` with what loops over images need."""
 
-    def __init__(self, compiler: Machine, element: str, lanes: int, arrays: str, integers: str):
-        """``arrays`` and ``integers`` name the parameters: NumPy arrays, then numbers."""
+    def __init__(
+        self,
+        compiler: Machine,
+        element: str,
+        lanes: int,
+        arrays: str,
+        integers: str,
+        numbers: Sequence[str] = (),
+    ):
+        """``arrays``, ``numbers`` and ``integers`` name the parameters: NumPy arrays, doubles,
+        whole numbers."""
         self.code = Code(element, lanes)
         self.element, self.lanes = element, lanes
         objects = [self.code.parameter(name, "ptr") for name in arrays.split()]
+        doubles = [self.code.parameter(name, "double") for name in numbers]
         self.integers = [self.code.parameter(name, "i64") for name in integers.split()]
-        self.parameters = [*objects, *self.integers]
+        self.parameters = [*objects, *doubles, *self.integers]
+        self.numbers = [self._rounded(double) for double in doubles]
         offset = compiler.offsets["data"]
         self.data = [self.code.load(self.code.at(o, offset, "i8"), "ptr") for o in objects]
+
+    def _rounded(self, double: Value) -> Value:
+        """A vector of a number, rounded once to the element type."""
+        short = double if self.element == "double" else double.convert("fptrunc", self.element)
+        return self.code.splat(short)
 
     def at(self, pointer: Value, index: Value | int) -> Value:
         return self.code.at(pointer, index, self.element)

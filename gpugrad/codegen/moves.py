@@ -20,6 +20,8 @@ _LOOPS = 6
 _TILE = 16  # elements of the source that lie together, copied at once where layouts differ
 # Elements from which threads share a copy.
 _PARALLEL = 1 << 15
+# Columns of a thread's share of the sum of rows, at least: ends of shares go element by element.
+_COLUMNS = 1 << 9
 _WORDS = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
 
 
@@ -214,7 +216,9 @@ def sum_middle(x: np.ndarray, out: np.ndarray) -> Task | None:
     if not (x.flags.c_contiguous and out.flags.c_contiguous):
         return None
     table = array("q", [id(x), id(out), *x.shape])
-    parts = 1 if x.size < _PARALLEL else min(64, x.shape[0])
+    outer, _, inner = x.shape
+    shares = outer if outer > 1 else max(1, inner // _COLUMNS)
+    parts = 1 if x.size < _PARALLEL else min(64, shares)
     function = _sum_kernel(compiler, element)
     return Task(function, table, array("d", [0.0]), parts, (x, out))
 
@@ -230,29 +234,33 @@ def _sum_text(compiler: Machine, element: str) -> str:
     table, _, first, last = given
     x, out = (_data(code, compiler, table, k) for k in range(2))
     outer, middle, inner = (code.load(code.at(table, 2 + k), "i64") for k in range(3))
-    zero = code.integer(0)
-    with code.loop(share(code, outer, first), share(code, outer, last)) as o:
+    one = outer.compare("eq", 1)  # then threads share columns
+    start = code.select(one, share(code, inner, first), 0)
+    stop = code.select(one, share(code, inner, last), inner)
+    begin = code.select(one, 0, share(code, outer, first))
+    end = code.select(one, 1, share(code, outer, last))
+    with code.loop(begin, end) as o:
 
         def column(k: Value, type: str, o=o) -> None:
-            start = code.at(x, o * middle * inner + k, element)
+            place = code.at(x, o * middle * inner + k, element)
 
             def add(values: list[Value]) -> list[Value]:
                 pointer, total = values
                 pointer = code.at(pointer, inner, element)
                 return [pointer, total + code.load(pointer, type)]
 
-            total = code.load(start, type)
+            total = code.load(place, type)
             several = middle.compare("sgt", 1)
             total = code.choose(
                 several,
-                lambda: [code.fold(middle - 1, [start, total], add)[1]],
+                lambda: [code.fold(middle - 1, [place, total], add)[1]],
                 lambda: [total],
             )[0]
             code.store(total, code.at(out, o * inner + k, element))
 
-        with code.loop(zero, inner, lanes) as k:
+        with code.loop(start, stop, lanes) as k:
             column(k, code.vector)
-        with code.loop(k, inner) as k:
+        with code.loop(k, stop) as k:
             column(k, element)
     return code.function("kernel", given)
 

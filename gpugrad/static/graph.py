@@ -156,30 +156,30 @@ class UpdateCall(ProgramCall):
         return ("update", *super().key())
 
 
-class ProductCall(Call):
-    """A product of two matrices and an elementwise program of its result (the program's first
-    input) and further inputs."""
+class EpilogueCall(Call):
+    """A product of two matrices or a convolution, and an elementwise program of its result (the
+    program's first input) and further inputs."""
 
-    __slots__ = ("product", "program", "updates")
-    kind = "product"
+    __slots__ = ("producer", "program", "updates")
+    kind = "epilogue"
 
-    def __init__(self, product: OpCall, program: Program, updates: bool = False):
-        self.product, self.program, self.updates = product, program, updates
+    def __init__(self, producer: OpCall, program: Program, updates: bool = False):
+        self.producer, self.program, self.updates = producer, program, updates
 
     def evaluate(self, args):
         a, b, *others = args
-        if self.product.op.name == "affine":  # its bias is added by the program
-            product = REGISTRY["linear"].eval(a, b)
+        if self.producer.op.name == "affine":  # its bias is added by the program
+            result = REGISTRY["linear"].eval(a, b)
         else:
-            product = self.product.op.eval(a, b, **self.product.params)
-        return ProgramCall(self.program).evaluate((product, *others))
+            result = self.producer.op.eval(a, b, **self.producer.params)
+        return ProgramCall(self.program).evaluate((result, *others))
 
     def key(self):
-        return ("product", self.product.key(), ProgramCall(self.program).key())
+        return ("epilogue", self.producer.key(), ProgramCall(self.program).key())
 
     @property
     def text(self) -> str:
-        return f"{self.product.text} then {ProgramCall(self.program).text}"
+        return f"{self.producer.text} then {ProgramCall(self.program).text}"
 
 
 class DeviceUpdateCall(Call):

@@ -19,6 +19,7 @@ from ..backend.arrays import _ndarray
 from ..backend.numpy import xp as np
 from ..codegen import calls, convert, convolution, gemm, llvm, moves, pooling, rows, sums
 from ..codegen.arrays import Program
+from ..codegen.convolution_epilogues import PLAIN, Epilogue, describe
 from ..codegen.expr import build, variable
 from ..codegen.ir import Code
 from ..codegen.machine import Machine, machine
@@ -36,7 +37,7 @@ from ..codegen.rows import (
 )
 from ..codegen.shares import parameters
 from ..codegen.tasks import Task
-from .graph import CheckCall, Node, OpCall, ProductCall, RowsCall, Value, expression_of
+from .graph import CheckCall, EpilogueCall, Node, OpCall, RowsCall, Value, expression_of
 
 _BOOL = np.dtype("bool")
 _INT64 = np.dtype("int64")
@@ -77,8 +78,8 @@ def lower(node: Node, of: Arrays) -> Lowered | None:
     call = node.call
     if call.__class__ is RowsCall:
         return _rows(call.program, node.inputs, of, outputs)
-    if call.__class__ is ProductCall:
-        return _product_with_epilogue(call, node.inputs, of, outputs)
+    if call.__class__ is EpilogueCall:
+        return _with_epilogue(call, node.inputs, of, outputs)
     if call.__class__ is CheckCall:
         return _check(call, of(node.inputs[0]))
     if call.__class__ is OpCall:
@@ -390,39 +391,16 @@ def _operands(name: str, a, b) -> tuple:
     return a, b
 
 
-def _product_with_epilogue(call, inputs, of: Arrays, outputs: list) -> Lowered | None:
-    program, name = call.program, call.product.op.name
-    a, b = _operands(name, of(inputs[0]), of(inputs[1]))
-    merged = name != "matmul"
-    others, changing = [], []
-    for k, i in enumerate(inputs[2:], 1):
-        if i.__class__ is Value and i.dtype is None:
-            changing.append((i, k))
-            others.append(0.0)
-        else:
-            x = of(i)
-            full = x.__class__ is _ndarray and x.shape == outputs[0].shape
-            others.append(_matrix(x) if merged and full else x)
-    targets = [_matrix(o) for o in outputs] if merged else outputs
-    order = [k for k, x in enumerate(others, 1)
-             if x.__class__ is not _ndarray and program.inputs[k] in program.used]  # fmt: skip
-    places = {k: place for place, k in enumerate(order)}
-    task = gemm.task(a, b, targets, program=program, inputs=others)
-    if task is not None:
-        numbers = [(v, task.numbers, 1 + places[k]) for v, k in changing if k in places]
-        return Lowered([task], numbers, [])
-    # the product into the memory of a result, and the program over it
-    into = next(
-        (t for t in targets if t.dtype == a.dtype and all(t is not o for o in others)), None
-    )
-    if into is None:
-        into = np.empty(targets[0].shape, a.dtype)
-    product = gemm.task(a, b, into)
-    rest = elementwise_tasks(program, [into, *others], targets)
-    if product is None or rest is None:
-        return None
-    numbers = [(v, t.numbers, places[k]) for t in rest for v, k in changing if k in places]
-    return Lowered([product, *rest], numbers, [])
+def _product_epilogue(call, a, b, others: list, outputs: list) -> _Joined | None:
+    name = call.producer.op.name
+    a, b = _operands(name, a, b)
+    if name != "matmul":
+        shape = outputs[0].shape
+        full = [x.__class__ is _ndarray and x.shape == shape for x in others]
+        others = [_matrix(x) if f else x for x, f in zip(others, full, strict=True)]
+        outputs = [_matrix(o) for o in outputs]
+    task = gemm.task(a, b, outputs, program=call.program, inputs=others)
+    return None if task is None else _Joined([task], [task], 1)
 
 
 def _affine(x, w, b, out) -> Lowered | None:
@@ -437,48 +415,83 @@ def _affine(x, w, b, out) -> Lowered | None:
 # convolution and pooling
 
 
-def _convolution(kernel, source, weights, out) -> Lowered | None:
-    """A kernel over images: ``kernel(source, weights, out, scratch, first, last)``."""
-    if kernel is None or not all(a.flags.c_contiguous for a in (source, weights, out)):
+class _Target(NamedTuple):
+    """Where the results of a convolution's kernel go."""
+
+    epilogue: Epilogue
+    arrays: Sequence  # its inputs and outputs
+    numbers: Sequence[float] = ()
+
+
+def _images(make, source, weights, x_shape, options, target: _Target) -> Task | None:
+    """A kernel over images: ``kernel(source, weights, <arrays>, scratch, <numbers>, first,
+    last)``."""
+    layer = convolution.native_layer(source.dtype, x_shape, weights.shape, *options.values())
+    kernel = None if layer is None else convolution.with_epilogue(make, layer, target.epilogue)
+    if kernel is None or not (source.flags.c_contiguous and weights.flags.c_contiguous):
         return None
-    batch = source.shape[0]
+    batch, arrays, numbers = source.shape[0], target.arrays, target.numbers
     parts = min(_image_parts(kernel, batch), 64)
     scratch = [np.empty((kernel.scratch,), source.dtype) for _ in range(parts)]
-    words = [id(source), id(weights), id(out), parts, *map(id, scratch), batch, batch]
-    task = calls.task(
-        _compiler(), _address(kernel.function), "pppSfl", words,
-        parts=parts, keep=(source, weights, out, scratch),
+    words = [*map(id, (source, weights, *arrays)), parts, *map(id, scratch), batch, batch]
+    signature = "pp" + "p" * len(arrays) + "S" + "d" * len(numbers) + "fl"
+    return calls.task(
+        _compiler(), _address(kernel.function), signature, words, numbers,
+        parts=parts, keep=(source, weights, *arrays, scratch),
     )  # fmt: skip
-    return _plain([task])
 
 
-def _conv(x, w, out, **options) -> Lowered | None:
-    kernel = convolution._kernel(
-        convolution._forward_kernel, x, w, x.shape, w.shape, *options.values()
-    )
-    return _convolution(kernel, x, w, out)
+def _forward(x, w, target: _Target, **options) -> list[Task | None]:
+    return [_images(convolution._forward_kernel, x, w, x.shape, options, target)]
 
 
-def _conv_input(g, w, out, *, shape, **options) -> Lowered | None:
-    kernel = convolution._kernel(convolution._input_kernel, g, w, shape, w.shape, *options.values())
-    if kernel is None:
-        return None
-    layer = kernel.layer
-    if not convolution.kernels.input_gradient_weights(layer).packed:
-        return _convolution(kernel, g, w, out)
+def _input_gradient(g, w, target: _Target, *, shape, **options) -> list[Task | None]:
+    kernel = convolution._input_kernel
+    layer = convolution.native_layer(w.dtype, shape, w.shape, *options.values())
+    if layer is None or not convolution.kernels.input_gradient_weights(layer).packed:
+        return [_images(kernel, g, w, shape, options, target)]
+    packed = np.empty(w.shape, w.dtype)
     ordered = w.reshape(layer.groups, layer.width, *w.shape[1:]).transpose(0, 2, 3, 1, 4)
-    packed = np.empty(ordered.shape, w.dtype)
-    pack, found = moves.copy(ordered, packed), _convolution(kernel, g, packed, out)
-    return None if pack is None or found is None else Lowered([pack, *found.tasks], [], [])
+    pack = moves.copy(ordered, packed.reshape(ordered.shape))
+    return [pack, _images(kernel, g, packed, shape, options, target)]
 
 
-def _conv_weight(g, x, out, *, shape, **options) -> Lowered | None:
-    """``kernel(g, x, sums, scratch, first, last, per chunk, batch)``, then the sum of the chunks in
-    the order of the weights."""
+def _over_images(tasks: Callable) -> Callable:
+    """The lowering of a convolution whose kernel goes through images."""
+
+    def lower(a, b, out, **params) -> Lowered | None:
+        contiguous = out.flags.c_contiguous
+        return _plain(tasks(a, b, _Target(PLAIN, [out]), **params)) if contiguous else None
+
+    return lower
+
+
+def _images_epilogue(tasks: Callable) -> Callable:
+    """The same with an epilogue."""
+
+    def lower(call, a, b, others: list, outputs: list) -> _Joined | None:
+        epilogue = describe(call.program, others, outputs)
+        if epilogue is None:
+            return None
+        given = dict(zip(call.program.inputs[1:], others, strict=True))
+        read = [given[name] for name, _ in epilogue.arrays]
+        target = _Target(epilogue, [*read, *outputs], [given[n] for n in epilogue.numbers])
+        found = tasks(a, b, target, **call.producer.params)
+        return None if None in found else _Joined(found, found[-1:])
+
+    return lower
+
+
+def _weight_sums(g, x, *, shape, **options) -> tuple[list[Task | None], Any] | None:
+    """Tasks, and where they leave the weight gradient: a view of it, cut into (group, tile of
+    channels, channel, input channel, row, column).
+
+    ``kernel(g, x, sums, scratch, first, last, per chunk, batch)``, then the sum of the chunks.
+    """
     kernel = convolution._kernel(
         convolution._weight_kernel, g, x, x.shape, shape, *options.values()
     )
-    if kernel is None or not all(a.flags.c_contiguous for a in (g, x, out)):
+    if kernel is None or not (g.flags.c_contiguous and x.flags.c_contiguous):
         return None
     layer, tile, batch = kernel.layer, kernel.tile, x.shape[0]
     per_chunk, chunks = convolution._chunks(layer, tile, batch)
@@ -495,14 +508,96 @@ def _conv_weight(g, x, out, *, shape, **options) -> Lowered | None:
     if chunks > 1:
         total = np.empty(sums_.shape[1:], x.dtype)
         tasks.append(_sum_leading(sums_, total))
-    groups, tiles, depth, rows_, channels, columns = total.shape
-    target = out.reshape(groups, tiles, channels, depth, rows_, columns)
-    tasks.append(moves.copy(total.transpose(0, 1, 4, 2, 3, 5), target))
-    return _plain(tasks)
+    return tasks, total.transpose(0, 1, 4, 2, 3, 5)
+
+
+def _conv_weight(g, x, out, **params) -> Lowered | None:
+    """The weight gradient, copied into the order of the weights."""
+    found = _weight_sums(g, x, **params)
+    if found is None or not out.flags.c_contiguous:
+        return None
+    tasks, total = found
+    return _plain([*tasks, moves.copy(total, out.reshape(total.shape))])
+
+
+def _weight_epilogue(call, g, x, others: list, outputs: list) -> _Joined | None:
+    """The weight gradient; instead of the copy the program, if it takes one task."""
+    found = _weight_sums(g, x, **call.producer.params)
+    shape = outputs[0].shape
+    if found is None or not all(o.flags.c_contiguous for o in outputs):
+        return None
+    tasks, total = found
+    args = [total]
+    for a in others:
+        if a.__class__ is _ndarray and a.size > 1:
+            if a.shape != shape or not a.flags.c_contiguous:
+                return None
+            a = a.reshape(total.shape)
+        args.append(a)
+    last = elementwise_tasks(call.program, args, [o.reshape(total.shape) for o in outputs])
+    if None in tasks or last is None or len(last) > 1:
+        return None
+    return _Joined([*tasks, *last], last)
 
 
 def _image_parts(kernel, batch: int) -> int:
     return 1 if batch * kernel.layer.work < convolution.PARALLEL // 4 else batch
+
+
+# ------------------------------------------------------------------------------------------------
+# producers with an epilogue
+
+
+class _Joined(NamedTuple):
+    """Tasks that compute a producer and its epilogue."""
+
+    tasks: list
+    numbered: list[Task]  # those that read the numbers of the program
+    first: int = 0  # where they begin among the numbers of these tasks
+
+
+_EPILOGUES: dict[str, Callable] = {
+    "conv": _images_epilogue(_forward),
+    "conv_input": _images_epilogue(_input_gradient),
+    "conv_weight": _weight_epilogue,
+}
+# Producers whose epilogue may compute an element twice: it may not read where it writes.
+COMPUTE_TWICE = ("conv", "conv_input")
+
+
+def _with_epilogue(call, inputs, of: Arrays, outputs: list) -> Lowered | None:
+    """A product or a convolution and the program of its result: in one task where there is a kernel
+    for both."""
+    a, b = of(inputs[0]), of(inputs[1])
+    others, changing = [], []
+    for k, i in enumerate(inputs[2:]):
+        if i.__class__ is Value and i.dtype is None:
+            changing.append((i, k))
+            others.append(0.0)
+        else:
+            others.append(of(i))
+    join = _EPILOGUES.get(call.producer.op.name, _product_epilogue)
+    found = join(call, a, b, others, outputs) or _separately(call, a, b, others, outputs)
+    if found is None:
+        return None
+    names = call.program.inputs[1:]
+    order = [k for k, x in enumerate(others)
+             if x.__class__ is not _ndarray and names[k] in call.program.used]  # fmt: skip
+    places = {k: found.first + place for place, k in enumerate(order)}
+    numbers = [(v, t.numbers, places[k]) for t in found.numbered for v, k in changing
+               if k in places]  # fmt: skip
+    return Lowered(found.tasks, numbers, [])
+
+
+def _separately(call, a, b, others: list, outputs: list) -> _Joined | None:
+    """The producer's result into memory that the program then reads and may overwrite."""
+    name = call.producer.op.name
+    free = [o for o in outputs if o.dtype == a.dtype and all(o is not x for x in others)]
+    into = free[0] if free else np.empty(outputs[0].shape, a.dtype)
+    operation = "linear" if name == "affine" else name  # the program adds its bias
+    producer = _OPERATIONS[operation](a, b, into, **call.producer.params)
+    rest = elementwise_tasks(call.program, [into, *others], outputs)
+    return None if producer is None or rest is None else _Joined([*producer.tasks, *rest], rest)
 
 
 def _pool(kind: str):
@@ -637,8 +732,8 @@ _OPERATIONS: dict[str, Callable] = {
     "linear_input": lambda g, w, out: _product(_matrix(g), w, _matrix(out)),
     "linear_weight": lambda g, x, out: _product(_matrix(g).T, _matrix(x), out),
     "affine": _affine,
-    "conv": _conv,
-    "conv_input": _conv_input,
+    "conv": _over_images(_forward),
+    "conv_input": _over_images(_input_gradient),
     "conv_weight": _conv_weight,
     "max_pool": _pool("max"),
     "sum_pool": _pool("sum"),

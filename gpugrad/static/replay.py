@@ -87,6 +87,7 @@ class ReplayedProgram:
         if self.run.__class__ is NativeProgram is run.__class__:
             self.run.saved, half.native = self.saved, True
         return half
+
     @property
     def compile_seconds(self) -> float:
         """Of the passes, and of what the runners did at their first call: planning, kernels."""

@@ -20,10 +20,11 @@ from ..codegen import workers
 from ..codegen.rows import INDEX
 from ..codegen.tasks import TaskList
 from . import lower
-from .graph import Graph, Node, OpCall, ProductCall, RowsCall, Value, expression_of
-from .passes.epilogues import product_epilogues
+from .graph import EpilogueCall, Graph, Node, OpCall, RowsCall, Value, expression_of
+from .passes.epilogues import join_epilogues
 from .passes.fusion import viewed
 from .passes.joining import join_rows
+from .passes.pools import mask_before_pools
 from .passes.totals import sum_in_passing
 from .record import bounds
 from .sources import Live, LiveArray
@@ -53,7 +54,8 @@ class NativeProgram:
     def __init__(self, graph: Graph):
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
-        self.graph = graph = product_epilogues(sum_in_passing(join_rows(graph)))
+        graph = join_rows(mask_before_pools(graph))
+        self.graph = graph = join_epilogues(sum_in_passing(graph))
         self.bytes = 0
         self.seconds = 0.0  # of planning and of making tasks, kernels among it
         # outputs that a call gives as they are, to be overwritten by the next: the first so many,
@@ -460,11 +462,12 @@ class _Planner:
         """Whether a node may write where it reads a value: it reads each element of it, as it is,
         before it writes that element; or it does not read the memory at all."""
         reads = [w for w in node.values if self.roots.get(w, w) is target]
-        if node.call.__class__ is ProductCall:
-            operands = [w for w in node.inputs[:2] if self.roots.get(w, w) is target]
-            return not operands and all(w is target for w in reads)
         if not reads:
             return True
+        if node.call.__class__ is EpilogueCall:
+            operands = [w for w in node.inputs[:2] if self.roots.get(w, w) is target]
+            twice = node.call.producer.op.name in lower.COMPUTE_TWICE
+            return not operands and not twice and all(w is target for w in reads)
         return expression_of(node) is not None and all(w is target for w in reads)
 
     def _place(self) -> None:
@@ -550,7 +553,7 @@ def _overlapping(arrays: Iterable[_ndarray]) -> set[int]:
 
 def _cannot_fail(node: Node) -> bool:
     """Whether a node never raises an error for values it does not like."""
-    if node.call.__class__ is ProductCall:
+    if node.call.__class__ is EpilogueCall:
         return True
     if node.call.__class__ is RowsCall:
         return INDEX not in node.call.program.inputs.values()

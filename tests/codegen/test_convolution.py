@@ -26,7 +26,7 @@ pytest.importorskip("llvmlite")
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = (native._forward_kernel, native._weight_kernel, native._input_kernel)
-CHOICES = (*KERNELS, native._chosen, native._better_as_products)
+CHOICES = (*KERNELS, native._chosen, native._better_as_products, native.with_epilogue)
 # Vector registers and lanes of CPUs: this one; AVX-512 (LLVM splits what is too wide); SSE or NEON.
 REGISTERS = {"own": None, "512 bits": (32, [16, 8, 4]), "128 bits": (16, [4, 2])}
 

@@ -7,11 +7,13 @@ import pytest
 import gpugrad as gg
 from gpugrad import functional as F
 from gpugrad import nn
+from gpugrad.codegen import convolution
 from gpugrad.codegen.machine import machine
 from gpugrad.static import passes, run_cpu, run_python
-from gpugrad.static.graph import ProductCall, RowsCall
-from gpugrad.static.passes.epilogues import product_epilogues
+from gpugrad.static.graph import EpilogueCall, RowsCall
+from gpugrad.static.passes.epilogues import join_epilogues
 from gpugrad.static.passes.joining import join_rows
+from gpugrad.static.passes.pools import mask_before_pools
 from gpugrad.static.passes.totals import sum_in_passing
 from gpugrad.static.recording import record
 from gpugrad.static.sources import Argument
@@ -91,8 +93,8 @@ def test_epilogues(sizes, dtype):
     w = (gg.randn(n, k, dtype=dtype) * 0.1).requires_grad_()
     b, mask = gg.randn(n, dtype=dtype), gg.randn(k, dtype=dtype)
     graph = graph_of(f, x, w, b, mask)
-    changed = product_epilogues(graph)
-    assert any(n.call.__class__ is ProductCall for n in changed.nodes)
+    changed = join_epilogues(graph)
+    assert any(n.call.__class__ is EpilogueCall for n in changed.nodes)
     assert len(changed.nodes) < len(graph.nodes)
     compare(graph, [t.detach().array for t in (x, w, b, mask)], changed)
 
@@ -120,7 +122,7 @@ def test_an_update_in_the_epilogue_of_a_gradient_is_in_place():
         gg.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
     (program,) = compiled.programs
     kinds = [n.call.kind for n in program.run.graph.nodes]
-    assert "product" in kinds
+    assert "epilogue" in kinds
     assert not program.run.fallbacks
 
 
@@ -240,3 +242,262 @@ def test_random_programs_over_rows(seed):
     x, c = gg.randn(*shape, dtype=dtype).requires_grad_(), gg.rand(shape[1], dtype=dtype)
     graph = graph_of(f, x, c.requires_grad_())
     compare(graph, [x.detach().array, c.detach().array], join_rows(graph))
+
+
+@pytest.fixture
+def every_layer(monkeypatch):
+    """Kernels for the smallest convolutions."""
+    monkeypatch.setattr(convolution, "LEAST_WORK", 1)
+    monkeypatch.setattr(convolution, "PARALLEL", 4)
+    for choice in (convolution._chosen, convolution.with_epilogue):
+        choice.cache_clear()
+    yield
+    convolution._chosen.cache_clear()
+
+
+LAYERS = [
+    # batch, channels, filters, groups, image, kernel, options
+    (3, 4, 6, 1, (9, 7), (3, 3), {"padding": 1}),
+    (2, 1, 1, 1, (5, 11), (2, 3), {}),
+    (5, 4, 6, 2, (13, 10), (3, 2), {"stride": 2, "padding": (1, 0)}),
+    (2, 3, 8, 1, (12, 17), (3, 3), {"dilation": (2, 3), "padding": 2}),
+    (1, 6, 6, 6, (6, 33), (5, 1), {"stride": (1, 3)}),
+    (70, 2, 3, 1, (6, 6), (3, 3), {}),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [gg.float32, gg.float64])
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_epilogues_of_convolutions(every_layer, layer, dtype, threads):
+    batch, channels, filters, groups, image, kernel, options = layer
+
+    def f(x, w, b, mean, other, mask, rate):
+        z = nn.functional.conv2d(x.relu(), w, b, groups=groups, **options)
+        z = (z - mean) * 0.5 + other
+        y = nn.functional.conv2d(x, w, groups=groups, **options).relu() * z
+        gx, gw = gg.autograd.grad(y.square().mean(), (x, w))
+        with gg.no_grad():
+            plain = nn.functional.conv2d(x, w, groups=groups, **options)
+            chosen = gg.where(mask, plain, other)
+            return y.detach(), gx, w - rate * gw, gw, chosen, plain > 0, plain
+
+    x = gg.randn(batch, channels, *image, dtype=dtype, requires_grad=True)
+    w = gg.randn(filters, channels // groups, *kernel, dtype=dtype, requires_grad=True)
+    b, mean = gg.randn(filters, dtype=dtype), gg.randn(filters, 1, 1, dtype=dtype)
+    shape = nn.functional.conv2d(x, w, groups=groups, **options).shape
+    other, mask = gg.randn(*shape, dtype=dtype), gg.randn(*shape[1:]) > 0
+    rate = gg.full((1,), 0.1, dtype=dtype)
+    args = (x, w, b, mean, other, mask, rate)
+    graph = graph_of(f, *args)
+    changed = join_epilogues(graph)
+    found = [n.call.producer.op.name for n in changed.nodes if n.call.__class__ is EpilogueCall]
+    assert set(found) == {"conv", "conv_input", "conv_weight"}
+    before = gg.get_num_threads()
+    gg.set_num_threads(threads)
+    try:
+        compare(graph, [t.detach().array for t in args], changed)
+    finally:
+        gg.set_num_threads(before)
+
+
+def test_an_epilogue_of_a_convolution_does_not_overwrite_what_it_reads(every_layer):
+    """Its kernel may compute an element twice."""
+    layer = nn.Conv2d(3, 3, 3, padding=1)
+    state, expected = gg.zeros(4, 3, 10, 11), gg.zeros(4, 3, 10, 11)
+
+    def step(state, x):
+        with gg.no_grad():
+            state.copy_(state * 0.5 + layer(x))
+
+    compiled = gg.compile(lambda x: step(state, x))
+    for _ in range(6):
+        x = gg.randn(4, 3, 10, 11)
+        compiled(x)
+        step(expected, x)
+        gg.testing.assert_close(state, expected, rtol=1e-5, atol=1e-5)
+    kinds = [n.call.kind for p in compiled.programs for n in p.run.graph.nodes]
+    assert compiled.stats["replays"] > 0
+    assert "epilogue" in kinds
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_convolutions_with_epilogues(every_layer, threads):
+    def model():
+        return nn.Sequential(
+            nn.Conv2d(1, 5, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 7, 3, padding=1),
+            nn.ReLU(), nn.Conv2d(7, 3, (2, 3), stride=2), nn.Flatten(), nn.Linear(18, 4),
+        )  # fmt: skip
+
+    x, y = gg.randn(9, 1, 15, 14), gg.randint(4, (9,))
+    ours, theirs = model(), model()
+
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = [gg.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (ours, theirs)]
+    schedules = [gg.optim.lr_scheduler.StepLR(o, 2, 0.5) for o in optimizers]
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    compiled = gg.compile(lambda: step(ours, optimizers[0]))
+    before = gg.get_num_threads()
+    gg.set_num_threads(threads)
+    try:
+        for _ in range(9):
+            gg.testing.assert_close(compiled(), step(theirs, optimizers[1]), rtol=1e-5, atol=1e-6)
+            for schedule in schedules:
+                schedule.step()
+    finally:
+        gg.set_num_threads(before)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        gg.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        gg.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+    found = [n.call for n in compiled.programs[-1].run.graph.nodes]
+    names = {c.producer.op.name for c in found if c.__class__ is EpilogueCall}
+    assert {"conv", "conv_input", "conv_weight"} <= names
+    assert compiled.stats["replays"] > 3
+
+
+def test_images_beyond_the_cache_are_not_read_by_an_epilogue(every_layer):
+    """Bias and relu read no images."""
+
+    def f(x, w, b, other):
+        with_bias = nn.functional.conv2d(x, w, b).relu()
+        return with_bias, (nn.functional.conv2d(x.abs(), w) + other).relu()
+
+    for side, joined in ((8, 2), (100, 1)):
+        args = [gg.randn(2, 3, side, side), gg.randn(5, 3, 3, 3), gg.randn(5)]
+        args.append(gg.randn(2, 5, side - 2, side - 2))
+        graph = graph_of(f, *args)
+        changed = join_epilogues(graph)
+        assert [n.call.kind for n in changed.nodes].count("epilogue") == joined
+        compare(graph, [t.array for t in args], changed)
+
+
+def test_convolutions_without_a_kernel_stay_as_they_are():
+    """Those that are computed as products by the reference, and those of nothing."""
+
+    def f(x, w, b):
+        return nn.functional.conv2d(x, w, b).relu()
+
+    few = [gg.randn(1, 1, 4, 4), gg.randn(1, 1, 2, 2), gg.randn(1)]
+    pointwise = [gg.randn(2, 64, 16, 16), gg.randn(64, 64, 1, 1), gg.randn(64)]
+    none = [gg.randn(0, 3, 8, 8), gg.randn(4, 3, 3, 3), gg.randn(4)]
+    for args in (few, pointwise, none):
+        graph = graph_of(f, *args)
+        changed = join_epilogues(graph)
+        assert changed is graph
+        compare(graph, [t.array for t in args])
+
+
+POOLS = [
+    {"kernel_size": 2},
+    {"kernel_size": (2, 3)},
+    {"kernel_size": 3, "stride": 2},  # windows overlap
+    {"kernel_size": 2, "stride": 1, "dilation": 2},
+    {"kernel_size": 2, "stride": 3},  # windows leave gaps
+]
+
+
+@pytest.mark.parametrize("dtype", [gg.float32, gg.float64])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_masks_before_pools_have_the_same_bits(pool, dtype, monkeypatch, rng):
+    """Ties, zeros of both signs, infinities and NaN among images and cotangents."""
+
+    def f(x, c):
+        p = nn.functional.max_pool2d(x.relu(), **pool)
+        (gx,) = gg.autograd.grad((p * c).sum(), (x,))
+        return gx
+
+    special = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 2.0, 3.0])
+    x = gg.tensor(rng.choice(special, (5, 4, 19, 23)), dtype=dtype, requires_grad=True)
+    shape = nn.functional.max_pool2d(x, **pool).shape
+    c = gg.tensor(rng.choice(special, shape), dtype=dtype)
+    with np.errstate(all="ignore"):
+        graph = graph_of(f, x, c)
+    changed = mask_before_pools(graph)
+    changed.check()
+    assert changed is not graph
+    last = changed.nodes[-1].call
+    assert last.op.name == "max_pool_scatter"
+
+    def run() -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return run_cpu.compile_graph(graph)(x.detach().array, c.array)[0]
+
+    found = run()
+    monkeypatch.setattr(run_cpu, "mask_before_pools", lambda graph: graph)
+    expected = run()
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
+    assert np.isnan(expected).any()
+    assert (expected != 0).any()
+
+
+def test_sums_of_masked_images_are_those_of_the_masked_cotangents():
+    def f(x, b):
+        y = (x + b).relu()
+        loss = nn.functional.max_pool2d(y, 2).square().sum()
+        return gg.autograd.grad(loss, (x, b))
+
+    x, b = gg.randn(3, 4, 10, 12, requires_grad=True), gg.randn(4, 1, 1, requires_grad=True)
+    graph = graph_of(f, x, b)
+    changed = mask_before_pools(graph)
+    (total,) = [n for n in changed.nodes if n.call.kind == "op" and n.call.op.name == "sum_to"]
+    assert total.inputs[0].shape == (3, 4, 5, 6)
+    compare(graph, [x.detach().array, b.detach().array], changed)
+
+
+def test_sums_of_other_axes_and_arrays_stay():
+    """Of rows alone; of one dimension."""
+
+    def f(x, b, c):
+        y = (x + b).relu()
+        loss = nn.functional.max_pool2d(y, 2).square().sum() + (c * c.sum()).sum()
+        return gg.autograd.grad(loss, (x, b, c))
+
+    x, c = gg.randn(3, 4, 10, 12, requires_grad=True), gg.randn(7, requires_grad=True)
+    for shape in [(12,), (10, 1), (4, 10, 12), (1,)]:
+        b = gg.randn(*shape, requires_grad=True)
+        graph = graph_of(f, x, b, c)
+        changed = mask_before_pools(graph)
+        totals = [n.inputs[0] for n in changed.nodes if n.call.text.startswith("sum_to")]
+        pooled = [v for v in totals if v.shape == (3, 4, 5, 6)]
+        assert len(pooled) == (shape == (1,))
+        compare(graph, [t.detach().array for t in (x, b, c)], changed)
+
+
+def test_masks_that_stay_behind_pools():
+    """What is scattered is returned; the mask is of other images; it chooses something else."""
+
+    def program(seen):
+        def f(y, z):
+            (g,) = gg.autograd.grad(nn.functional.max_pool2d(y, 2).square().sum(), (y,))
+            with gg.no_grad():
+                return seen(y, g, z)
+
+        return f
+
+    stay = [
+        program(lambda y, g, z: (gg.where(y > 0, g, 0.0), g)),
+        program(lambda y, g, z: gg.where(z > 0, g, 0.0)),
+        program(lambda y, g, z: gg.where(y > 0, g, 1.0)),
+        program(lambda y, g, z: gg.where(y > 0, g, -0.0)),
+        program(lambda y, g, z: gg.where(y > 0, 0.0, g)),
+        program(lambda y, g, z: gg.where(y > z, g, 0.0)),
+        program(lambda y, g, z: gg.where(y != 1, g, 0.0)),
+    ]
+    change = [
+        program(lambda y, g, z: gg.where(y > 0, g, 0.0)),
+        program(lambda y, g, z: gg.where(y <= 0.5, g, 0.0)),
+    ]
+    y, z = gg.randn(2, 3, 6, 8, requires_grad=True), gg.randn(2, 3, 6, 8)
+    for f in (*stay, *change):
+        graph = graph_of(f, y, z)
+        changed = mask_before_pools(graph)
+        assert (changed is graph) == (f in stay)
+        compare(graph, [y.detach().array, z.array], changed)

@@ -23,6 +23,16 @@ def run(*tasks) -> None:
     everything.run()
 
 
+def run_shares(task, parts: int, count: int | None = None) -> None:
+    """The shares of threads, one after the other; all or the first ones."""
+    run_share = ctypes.CFUNCTYPE(
+        None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+    )(task.function)
+    table, numbers = (a.buffer_info()[0] for a in (task.table, task.numbers))
+    for k in range(parts if count is None else count):
+        run_share(table, numbers, k * WHOLE // parts, (k + 1) * WHOLE // parts)
+
+
 def poisoned(shape, dtype):
     out = np.empty(shape, dtype)
     out.view(np.uint8)[...] = 0xA5
@@ -123,6 +133,25 @@ def test_sums_along_a_middle_axis(shape, dtype, rng):
     assert (np.abs(out - exact) <= bound).all()
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 64])
+def test_shares_of_a_sum_along_a_middle_axis(parts, rng):
+    """Threads share columns if there is one matrix: the same bits whoever computes them."""
+    for shape in [(1, 16, 4099), (1, 3, 20_000), (1, 1, 40_000), (5, 9, 1000)]:
+        x = rng.normal(size=shape).astype("float32")
+        whole, out = poisoned((2, shape[0], shape[2]), "float32")
+        task = moves.sum_middle(x, out)
+        assert task.parts > 1
+        run(moves.sum_middle(x, whole))
+        untouched = out.copy()
+        run_shares(task, parts)
+        np.testing.assert_array_equal(out, whole)
+        out[...] = untouched
+        run_shares(task, parts, 1)  # nothing is written in another share
+        first = max(1, out.shape[0] // parts), max(1, out.shape[1] // parts)
+        rest = (slice(None), slice(first[1], None)) if shape[0] == 1 else slice(first[0], None)
+        assert out[rest].tobytes() == untouched[rest].tobytes()
+
+
 @pytest.mark.parametrize("n", [0, 1, 31, 1000])
 def test_filling(n):
     out = poisoned(n, "float32")
@@ -147,12 +176,7 @@ def test_parts_have_scratch_of_their_own(parts):
     count = 100
     words = [parts, *map(id, own), count, count]
     task = calls.task(compiler, kernel, "Sfl", words, parts=parts, keep=own)
-    run_share = ctypes.CFUNCTYPE(
-        None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
-    )(task.function)
-    table, numbers = (a.buffer_info()[0] for a in (task.table, task.numbers))
-    for k in range(parts):
-        run_share(table, numbers, k * WHOLE // parts, (k + 1) * WHOLE // parts)
+    run_shares(task, parts)
     found = [tuple(a) for a in own]
     assert all(a[1] == b[0] for a, b in itertools.pairwise(found))
     assert (found[0][0], found[-1][1]) == (0, count)
