@@ -20,7 +20,7 @@ _MOST_INPUTS, _MOST_OUTPUTS = 12, 6
 # as two tasks 13.7; on (64, 6, 24, 24) 141 us, as two tasks 166. Bias and relu, which read no more
 # images, always gain: 12.9 and 13.3 ms, 139 and 161 us.
 _NEAR = 1 << 17
-_RESULT = variable("product")
+_RESULT = variable("result")
 
 
 def join_epilogues(graph: Graph) -> Graph:
@@ -104,7 +104,7 @@ def _joined(producer: Node, node: Node, v: Value, keep: bool) -> Node | None:
     result: Expr = _RESULT
     inputs = list(producer.inputs[:2])
     extra: list = []
-    names = ["product"]
+    names = ["result"]
     if producer.call.op.name == "affine":
         result = build("add", _RESULT, variable("bias"))
         names.append("bias")
@@ -122,7 +122,7 @@ def _joined(producer: Node, node: Node, v: Value, keep: bool) -> Node | None:
     if keep:
         outputs = [build("positive", result) if result is _RESULT else result, *outputs]
         values = [v, *values]
-    joined = interned_program(tuple(outputs), tuple(names), frozenset({"product"}))
+    joined = interned_program(tuple(outputs), tuple(names), frozenset({"result"}))
     if not joined.computed:
         return None
     call = EpilogueCall(producer.call, joined, node.call.__class__ is UpdateCall)
