@@ -22,7 +22,7 @@ _MOST_INPUTS, _MOST_OUTPUTS = 12, 6
 # as two tasks 13.7; on (64, 6, 24, 24) 141 us, as two tasks 166. Bias and relu, which read no more
 # images, always gain: 12.9 and 13.3 ms, 139 and 161 us.
 _NEAR = 1 << 17
-_RESULT = variable("product")
+_RESULT = variable("result")
 
 
 def join_epilogues(graph: Graph) -> Graph:
@@ -104,8 +104,8 @@ def _joined(producer: Node, node: Node, v: Value, keep: bool) -> Node | None:
     if not _fit(producer.call.op.name, v, read, [*[v] * keep, *node.outputs]):
         return None
     biased = producer.call.op.name == "affine"
-    products = [n for n, i in zip(program.inputs, node.inputs, strict=True) if i is v]
-    joined = _with_product(program, tuple(products), tuple([n for n, _ in others]), biased, keep)
+    results = [n for n, i in zip(program.inputs, node.inputs, strict=True) if i is v]
+    joined = _with_result(program, tuple(results), tuple([n for n, _ in others]), biased, keep)
     if not joined.computed:
         return None
     inputs = [*producer.inputs[: 3 if biased else 2], *read]
@@ -115,23 +115,23 @@ def _joined(producer: Node, node: Node, v: Value, keep: bool) -> Node | None:
 
 
 @lru_cache(4096)
-def _with_product(
-    program: Program, products: tuple[str, ...], others: tuple[str, ...], biased: bool, keep: bool
+def _with_result(
+    program: Program, results: tuple[str, ...], others: tuple[str, ...], biased: bool, keep: bool
 ) -> Program:
     """A program of which some inputs are the result of a producer; its first output is that itself
     if others read it, too."""
-    result, names = _RESULT, ["product"]
+    result, names = _RESULT, ["result"]
     if biased:
         result = build("add", _RESULT, variable("bias"))
         names.append("bias")
-    renamed = {variable(name): result for name in products}
+    renamed = {variable(name): result for name in results}
     for k, name in enumerate(others):
         renamed[variable(name)] = variable(f"e{k}")
         names.append(f"e{k}")
     outputs = substitute(program.outputs, renamed)
     if keep:
         outputs = [build("positive", result) if result is _RESULT else result, *outputs]
-    return interned_program(tuple(outputs), tuple(names), frozenset({"product"}))
+    return interned_program(tuple(outputs), tuple(names), frozenset({"result"}))
 
 
 def _fit(name: str, v: Value, read: list, written: list[Value]) -> bool:
