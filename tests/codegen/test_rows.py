@@ -358,3 +358,40 @@ def test_cross_entropy_of_many_rows_on_threads():
     np.testing.assert_allclose(x.grad, p / 2000, rtol=2e-5, atol=1e-10)
     with pytest.raises(IndexError, match="Target 300"):
         F.cross_entropy(x, gg.from_numpy(bad))
+
+
+@pytest.mark.parametrize("columns", [3, 16, 33, 1000, 2048, 4096, 4097])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", [ELEMENT, ROW])
+def test_values_of_several_passes_are_kept(columns, dtype, kind):
+    """In the memory of a result, in scratch memory, and computed again where rows are too long."""
+    x, y = rows.variable("x"), rows.variable("y")
+    a = rows.build("tanh", x - row_mean(x))
+    b = rows.build("exp", a - row_max(a * y))
+    c = rows.build("tanh", b / row_sum(b) + y * 0.1)
+    d = c * a - row_mean(c * a) + b
+    result = d / row_sum(d * d) + c
+    outputs = [(kind, result if kind == ELEMENT else row_sum(result * y)), (COLUMN, d)]
+    program = rows.RowProgram(outputs, {"x": ELEMENT, "y": COLUMN})
+    rng = np.random.default_rng(columns)
+    args = [rng.standard_normal((5, columns)).astype(dtype), rng.random(columns).astype(dtype)]
+    found = program.native(args)
+    assert found is not None
+    wide = program.reference([v.astype(np.float64) for v in args])
+    tolerance = 2e-5 if dtype == np.float32 else 1e-12
+    for f, w in zip(found, wide, strict=True):
+        assert f.dtype == dtype
+        np.testing.assert_allclose(f, w, tolerance, tolerance * np.abs(w).max())
+
+
+def test_what_is_worth_keeping():
+    x = rows.variable("x")
+
+    def kept_of(e):
+        schedule = rows.Schedule(rows.RowProgram([(ELEMENT, e)], {"x": ELEMENT}))
+        return schedule.to_keep(3, {"exp", "tanh"})
+
+    e = rows.build("exp", x - row_max(x))
+    assert kept_of(e / row_sum(e)) == [e]
+    assert kept_of((x - row_mean(x)) / row_sum(x - row_mean(x))) == []  # a subtraction is cheaper
+    assert kept_of(rows.build("tanh", x)) == []  # of one pass

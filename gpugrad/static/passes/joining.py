@@ -41,13 +41,32 @@ def join_rows(graph: Graph) -> Graph:
 
     Only for float32 and float64 on a CPU, and for rows that fit into scratch memory.
     """
-    gone: set[int] = set()
+    uses, gone = _Uses(graph), set[int]()
     for start in graph.nodes:
         if _is_rows(start) and id(start) not in gone and _is_fit(start):
-            joining = _Joining(graph, start)
-            graph = joining.run()
-            gone |= joining.gone
-    return graph
+            joining = _Joining(uses, start)
+            joined = joining.run()
+            if joined is not None:
+                uses, gone = _Uses(joined), gone | joining.gone
+    return uses.graph
+
+
+class _Uses:
+    """Who makes and who reads each value of a graph."""
+
+    def __init__(self, graph: Graph):
+        self.graph, self.results = graph, set(graph.results())
+        self.maker = {v: k for k, node in enumerate(graph.nodes) for v in node.outputs}
+        self.made_by = {v: node for node in graph.nodes for v in node.outputs}
+        self.readers: dict[Value, list[int]] = {}
+        self.before: list[int] = []  # the nodes that one depends on, as bits
+        for k, node in enumerate(graph.nodes):
+            before = 0
+            for v in node.values:
+                self.readers.setdefault(v, []).append(k)
+                if (maker := self.maker.get(v)) is not None:
+                    before |= 1 << maker | self.before[maker]
+            self.before.append(before)
 
 
 def _is_rows(node: Node) -> bool:
@@ -76,36 +95,25 @@ class _Member(NamedTuple):
 class _Joining:
     """One program, and all that becomes a part of it."""
 
-    def __init__(self, graph: Graph, start: Node):
-        self.graph, self.gone = graph, set[int]()
+    def __init__(self, uses: _Uses, start: Node):
+        self.uses, self.graph, self.gone = uses, uses.graph, set[int]()
         x = start.inputs[0]
         self.shape, self.dtype = x.shape, x.dtype
-        self._maker = {v: k for k, node in enumerate(graph.nodes) for v in node.outputs}
-        self._readers: dict[Value, list[int]] = {}
-        self._before: list[int] = []  # the nodes that one depends on, as bits
-        for k, node in enumerate(graph.nodes):
-            before = 0
-            for v in node.values:
-                self._readers.setdefault(v, []).append(k)
-                if (maker := self._maker.get(v)) is not None:
-                    before |= 1 << maker | self._before[maker]
-            self._before.append(before)
-        self._results = set(graph.results())
-        first = self._member(graph.nodes.index(start))
+        first = self._member(uses.maker[start.outputs[0]])
         self._members = [] if first is None else [first]
 
-    def run(self) -> Graph:
+    def run(self) -> Graph | None:
         """The graph with the program, if it has grown."""
         joined = None
         while (found := self._larger()) is not None:
             self._members, joined = found
         if joined is None:
-            return self.graph
+            return None
         places = {m.place for m in self._members}
         kept = [(k, n) for k, n in enumerate(self.graph.nodes) if k not in places]
         nodes = ordered([*[n for _, n in kept], joined], [*[k for k, _ in kept], max(places)])
         if nodes is None:
-            return self.graph
+            return None
         self.gone = {id(self.graph.nodes[k]) for k in places}
         return self.graph.with_nodes(nodes)
 
@@ -114,10 +122,12 @@ class _Joining:
         inside = {m.place for m in self._members}
         near = set()
         for m in self._members:
-            near |= {self._maker[v] for v in m.inputs if v in self._maker}
-            near |= {k for v in m.outputs for k in self._readers.get(v, ())}
+            near |= {self.uses.maker[v] for v in m.inputs if v in self.uses.maker}
+            near |= {k for v in m.outputs for k in self.uses.readers.get(v, ())}
             shared = [v for v, kind in m.inputs.items() if kind == ELEMENT]
-            near |= {k for v in shared for k in self._readers[v] if _is_rows(self.graph.nodes[k])}
+            near |= {
+                k for v in shared for k in self.uses.readers[v] if _is_rows(self.graph.nodes[k])
+            }
         for k in sorted(near - inside):
             member = self._member(k)
             if member is not None:
@@ -160,8 +170,7 @@ class _Joining:
             return None
         if any(self._is_product(v) for v in node.values):  # whose epilogue it is
             return None
-        makers = {v: self.graph.nodes[k] for v, k in self._maker.items()}
-        node = with_numbers(node, makers)
+        node = with_numbers(node, self.uses.made_by)
         inputs: dict[Value, str] = {}
         for _, i in read_by(found.program, node):
             if i.__class__ is not Value:
@@ -175,8 +184,10 @@ class _Joining:
         return _Member(place, node, inputs, dict.fromkeys(node.outputs, ELEMENT))
 
     def _is_product(self, v: Value) -> bool:
-        call = self.graph.nodes[self._maker[v]].call if v in self._maker else None
-        return call.__class__ is OpCall and call.op.name in PRODUCTS
+        node = self.uses.made_by.get(v)
+        if node is None or node.call.__class__ is not OpCall:
+            return False
+        return node.call.op.name in PRODUCTS
 
     # ---- the program
 
@@ -198,7 +209,7 @@ class _Joining:
             v
             for m in members
             for v in m.outputs
-            if v in self._results or not places.issuperset(self._readers.get(v, ()))
+            if v in self.uses.results or not places.issuperset(self.uses.readers.get(v, ()))
         ]
         pairs = [(kinds[v], known[v]) for v in outputs]
         if len(set(pairs)) < len(pairs) or any(
@@ -213,9 +224,11 @@ class _Joining:
         mask = sum(1 << m.place for m in members)
         needed = 0
         for m in members:
-            needed |= self._before[m.place]
+            needed |= self.uses.before[m.place]
         needed &= ~mask
-        return any(self._before[k] & mask for k in range(len(self._before)) if needed >> k & 1)
+        return any(
+            self.uses.before[k] & mask for k in range(len(self.uses.before)) if needed >> k & 1
+        )
 
     def _expressions(self, members: Sequence[_Member]) -> tuple[dict[Value, Any], dict[str, Any]]:
         """The results of all members, and what their variables stand for."""
