@@ -191,10 +191,11 @@ class Code:
         zeros = f"<{self.lanes} x i32> zeroinitializer"
         return self.emit(f"shufflevector {first}, {type} poison, {zeros}", type)
 
-    def call(self, intrinsic: str, *args: Value, type: str | None = None) -> Value:
-        """``llvm.<intrinsic>.<type of the first argument>``, with a result of that type."""
-        type = type or args[0].type
-        symbol = f"@llvm.{intrinsic}.{mangled(type)}"
+    def call(self, intrinsic: str, *args: Value, result: str | None = None) -> Value:
+        """``llvm.<intrinsic>.<type of the first argument>``, with a result of that type if not
+        told."""
+        type = result or args[0].type
+        symbol = f"@llvm.{intrinsic}.{mangled(args[0].type)}"
         self.declarations.add(f"declare {type} {symbol}({', '.join(a.type for a in args)})")
         return self.emit(f"call {type} {symbol}({', '.join(map(str, args))})", type)
 
@@ -328,10 +329,18 @@ class Code:
 
     def function(self, name: str, parameters: list[Value], result: str = "void") -> str:
         """The text of the whole function; ``result`` ends it."""
-        head = ", ".join(map(str, parameters))
-        type = result.split()[0]
-        lines = [f"define {type} @{name}({head}) nounwind {{", "entry:", *self.lines]
-        return "\n".join([*lines, f"  ret {result}", "}", *sorted(self.declarations), ""])
+        head = f"define {result.split()[0]} @{name}({', '.join(map(str, parameters))}) nounwind {{"
+        return "\n".join([head, *self._body(result), *sorted(self.declarations), ""])
+
+    def rarely_called(self, name: str, parameters: list[Value], result: Value) -> list[str]:
+        """The declarations that another function needs to call this one. LLVM takes branches that
+        do for unlikely."""
+        head = f"define internal {result.type} @{name}({', '.join(map(str, parameters))}) nounwind"
+        text = "\n".join([f"{head} noinline cold {{", *self._body(str(result))])
+        return [text, *self.declarations]
+
+    def _body(self, result: str) -> list[str]:
+        return ["entry:", *self.lines, f"  ret {result}", "}"]
 
 
 def mangled(type: str) -> str:
