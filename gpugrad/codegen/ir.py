@@ -139,8 +139,8 @@ def round_to_float32(value: float) -> float:
 
 
 class Code:
-    """The body of one function over vectors of ``lanes`` elements of ``element`` (float or
-    double)."""
+    """The body of one function over vectors of ``lanes`` elements of ``element`` (float, double or
+    an integer type)."""
 
     def __init__(self, element: str = "float", lanes: int = 1):
         self.element, self.lanes = element, lanes
@@ -170,9 +170,8 @@ class Code:
         return Value(self, str(value), "i64")
 
     def constant(self, value: float) -> Value:
-        """A vector of one real number, rounded once to the element type."""
-        number = real_constant(float(value), self.element)
-        return Value(self, f"splat ({self.element} {number})", self.vector)
+        """A vector of one number, a real one rounded once to the element type."""
+        return self.like(Value(self, "", self.vector), value)
 
     def like(self, model: Value, value) -> Value:
         """A Python number as a constant of the type of ``model``; values stay."""
@@ -239,7 +238,7 @@ class Code:
 
     def first_lanes(self, count: Value) -> Value:
         """A mask of the first ``count`` lanes."""
-        element = "i64" if self.element == "double" else "i32"
+        element = "i64" if self.element in ("double", "i64") else "i32"
         numbers = ", ".join(f"{element} {i}" for i in range(self.lanes))
         if element == "i32":
             count = count.convert("trunc", "i32")
