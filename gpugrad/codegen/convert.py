@@ -7,17 +7,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from .ir import Code, Value, is_real
-from .machine import ELEMENTS, Machine, machine
+from .ir import Code, Value, alignment, is_real
+from .machine import ELEMENTS, INTEGERS, Machine, machine
 from .shares import parameters, share
 from .tasks import Task
 
-_TYPES = ELEMENTS | {
-    np.dtype("int64"): "i64",
-    np.dtype("int32"): "i32",
-    np.dtype("bool"): "i8",
-}
-_WIDTH = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i8": 1}
+_TYPES = ELEMENTS | INTEGERS
 _LANES = 8
 # Elements from which threads share a conversion.
 _PARALLEL = 1 << 16
@@ -36,16 +31,16 @@ def task(source: np.ndarray, target: np.ndarray) -> Task | None:
         return None
     table = array("q", [id(source), id(target), source.size])
     parts = 1 if source.size < _PARALLEL else min(64, source.size >> 13)
-    function = _kernel(compiler, *kinds)
+    function = _kernel(compiler, *kinds, source.dtype.kind == "i")
     return Task(function, table, array("d", [0.0]), parts, (source, target))
 
 
 @lru_cache(64)
-def _kernel(compiler: Machine, source: str, target: str) -> int:
-    return compiler.load(_text(compiler, source, target))
+def _kernel(compiler: Machine, source: str, target: str, signed: bool) -> int:
+    return compiler.load(_text(compiler, source, target, signed))
 
 
-def _text(compiler: Machine, source: str, target: str) -> str:
+def _text(compiler: Machine, source: str, target: str, signed: bool) -> str:
     code = Code("double", _LANES)
     given = parameters(code)
     table, _, first, last = given
@@ -61,7 +56,9 @@ def _text(compiler: Machine, source: str, target: str) -> str:
         wide = "" if lanes == 1 else f"<{lanes} x "
         end = "" if lanes == 1 else ">"
         value = code.load(code.at(x, i, source), f"{wide}{source}{end}")
-        code.store(_converted(value, source, target, f"{wide}{target}{end}"), code.at(y, i, target))
+        code.store(
+            _converted(value, source, target, signed, f"{wide}{target}{end}"), code.at(y, i, target)
+        )
 
     with code.loop(start, stop, _LANES) as i:
         move(i, _LANES)
@@ -70,13 +67,14 @@ def _text(compiler: Machine, source: str, target: str) -> str:
     return code.function("kernel", given)
 
 
-def _converted(value: Value, source: str, target: str, type: str) -> Value:
+def _converted(value: Value, source: str, target: str, signed: bool, type: str) -> Value:
+    """``signed`` says whether integers of the source have a sign; masks are 0 or 1."""
     if source == target:
         return value
-    if source == "i8":  # a mask: 0 or 1
-        return value.convert("uitofp" if is_real(target) else "zext", type)
+    wider = alignment(target) > alignment(source)
     if is_real(source):
-        return value.convert("fpext" if _WIDTH[target] > _WIDTH[source] else "fptrunc", type)
+        return value.convert("fpext" if wider else "fptrunc", type)
     if is_real(target):
-        return value.convert("sitofp", type)
-    return value.convert("sext" if _WIDTH[target] > _WIDTH[source] else "trunc", type)
+        return value.convert("sitofp" if signed else "uitofp", type)
+    extend = "sext" if signed else "zext"
+    return value.convert(extend if wider else "trunc", type)

@@ -148,8 +148,8 @@ def round_to_float32(value: float) -> float:
 
 
 class Code:
-    """The body of one function over vectors of ``lanes`` elements of ``element`` (float or
-    double)."""
+    """The body of one function over vectors of ``lanes`` elements of ``element`` (float, double or
+    an integer type)."""
 
     def __init__(self, element: str = "float", lanes: int = 1):
         self.element, self.lanes = element, lanes
@@ -179,9 +179,8 @@ class Code:
         return Value(self, str(value), "i64")
 
     def constant(self, value: float) -> Value:
-        """A vector of one real number, rounded once to the element type."""
-        number = real_constant(float(value), self.element)
-        return Value(self, f"splat ({self.element} {number})", self.vector)
+        """A vector of one number, a real one rounded once to the element type."""
+        return self.like(Value(self, "", self.vector), value)
 
     def like(self, model: Value, value) -> Value:
         """A Python number as a constant of the type of ``model``; values stay."""
@@ -200,10 +199,11 @@ class Code:
         zeros = f"<{self.lanes} x i32> zeroinitializer"
         return self.emit(f"shufflevector {first}, {type} poison, {zeros}", type)
 
-    def call(self, intrinsic: str, *args: Value, type: str | None = None) -> Value:
-        """``llvm.<intrinsic>.<type of the first argument>``, with a result of that type."""
-        type = type or args[0].type
-        symbol = f"@llvm.{intrinsic}.{mangled(type)}"
+    def call(self, intrinsic: str, *args: Value, result: str | None = None) -> Value:
+        """``llvm.<intrinsic>.<type of the first argument>``, with a result of that type if not
+        told."""
+        type = result or args[0].type
+        symbol = f"@llvm.{intrinsic}.{mangled(args[0].type)}"
         self.declarations.add(f"declare {type} {symbol}({', '.join(a.type for a in args)})")
         return self.emit(f"call {type} {symbol}({', '.join(map(str, args))})", type)
 
@@ -247,7 +247,7 @@ class Code:
 
     def first_lanes(self, count: Value) -> Value:
         """A mask of the first ``count`` lanes."""
-        element = "i64" if self.element == "double" else "i32"
+        element = "i64" if self.element in ("double", "i64") else "i32"
         numbers = ", ".join(f"{element} {i}" for i in range(self.lanes))
         if element == "i32":
             count = count.convert("trunc", "i32")
@@ -337,10 +337,18 @@ class Code:
 
     def function(self, name: str, parameters: list[Value], result: str = "void") -> str:
         """The text of the whole function; ``result`` ends it."""
-        head = ", ".join(map(str, parameters))
-        type = result.split()[0]
-        lines = [f"define {type} @{name}({head}) nounwind {{", "entry:", *self.lines]
-        return "\n".join([*lines, f"  ret {result}", "}", *sorted(self.declarations), ""])
+        head = f"define {result.split()[0]} @{name}({', '.join(map(str, parameters))}) nounwind {{"
+        return "\n".join([head, *self._body(result), *sorted(self.declarations), ""])
+
+    def rarely_called(self, name: str, parameters: list[Value], result: Value) -> list[str]:
+        """The declarations that another function needs to call this one. LLVM takes branches that
+        do for unlikely."""
+        head = f"define internal {result.type} @{name}({', '.join(map(str, parameters))}) nounwind"
+        text = "\n".join([f"{head} noinline cold {{", *self._body(str(result))])
+        return [text, *self.declarations]
+
+    def _body(self, result: str) -> list[str]:
+        return ["entry:", *self.lines, f"  ret {result}", "}"]
 
 
 @lru_cache(256)

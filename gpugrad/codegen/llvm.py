@@ -27,8 +27,8 @@ from ..backend import numpy as backend
 from . import vector_math
 from .arrays import BOOLEAN, Program, merge_dimensions
 from .expr import Expr, topological
-from .ir import Code, Value, with_element
-from .machine import ELEMENTS, Machine, machine
+from .ir import Code, Value, is_real, with_element
+from .machine import ELEMENTS, INTEGERS, Machine, machine
 from .shares import WHOLE, parameters, share
 
 # Elements from which threads are worth their dispatch, on two cores: tanh of 2**19 takes 640 us on
@@ -53,19 +53,24 @@ def _is_bool(v: Value) -> bool:
 
 
 def _real(v: Value) -> Value:
-    return v.convert("uitofp", v.code.vector) if _is_bool(v) else v
+    """In the element type: 0 or 1 of booleans."""
+    if not _is_bool(v):
+        return v
+    return v.convert("uitofp" if is_real(v.code.element) else "zext", v.code.vector)
 
 
 def _truth(v: Value) -> Value:
     """Whether it is not zero; NaN is not."""
-    return v if _is_bool(v) else v.compare("une", 0.0)
+    return v if _is_bool(v) else v.compare("une" if is_real(v.type) else "ne", 0)
 
 
 def _arithmetic(function: Callable) -> Callable:
-    """A rule over real numbers. Among booleans alone NumPy's arithmetic means something else."""
+    """A rule over numbers. Among booleans alone NumPy's arithmetic means something else; beside
+    a Python integer they become int64, whatever the dtype of the arrays around them."""
 
     def rule(*args: Value) -> Value:
-        if all(_is_bool(a) for a in args):
+        bools, element = [_is_bool(a) for a in args], args[0].code.element
+        if all(bools) or (any(bools) and element not in ("float", "double", "i64")):
             raise Unsupported
         return function(*[_real(a) for a in args])
 
@@ -81,9 +86,10 @@ def _logical(function: Callable) -> Callable:
 
 
 def _where(condition: Value, a: Value, b: Value) -> Value:
+    select = condition.code.select
     if _is_bool(a) and _is_bool(b):
-        raise Unsupported
-    return condition.code.select(_truth(condition), _real(a), _real(b))
+        return select(_truth(condition), a, b)
+    return _arithmetic(lambda a, b: select(_truth(condition), a, b))(a, b)
 
 
 def _maximum(a: Value, b: Value) -> Value:
@@ -103,7 +109,15 @@ def _intrinsic(name: str) -> Callable:
     return _arithmetic(lambda x: x.code.call(name, x))
 
 
+_LOGIC: dict[str, Callable] = {
+    "where": _where,
+    "logical_and": _logical(lambda a, b: a & b),
+    "logical_or": _logical(lambda a, b: a | b),
+    "logical_xor": _logical(lambda a, b: a ^ b),
+    "logical_not": _logical(lambda a: a ^ 1),
+}
 _RULES: dict[str, Callable] = {
+    **_LOGIC,
     "add": _arithmetic(lambda a, b: a + b),
     "sub": _arithmetic(lambda a, b: a - b),
     "mul": _arithmetic(lambda a, b: a * b),
@@ -117,17 +131,12 @@ _RULES: dict[str, Callable] = {
     "sign": _arithmetic(_sign),
     "maximum": _arithmetic(_maximum),
     "minimum": _arithmetic(_minimum),
-    "where": _where,
     "lt": _comparison("olt"),
     "le": _comparison("ole"),
     "gt": _comparison("ogt"),
     "ge": _comparison("oge"),
     "eq": _comparison("oeq"),
     "ne": _comparison("une"),
-    "logical_and": _logical(lambda a, b: a & b),
-    "logical_or": _logical(lambda a, b: a | b),
-    "logical_xor": _logical(lambda a, b: a ^ b),
-    "logical_not": _logical(lambda a: a ^ 1),
     "isnan": lambda x: _real(x).is_nan(),
     "isinf": lambda x: vector_math.absolute(_real(x)).equals(float("inf")),
     "isfinite": lambda x: vector_math.absolute(_real(x)) < float("inf"),
@@ -137,6 +146,67 @@ _ROUNDING = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "round
 EXACT = frozenset(_RULES) | frozenset(_ROUNDING)
 
 
+def _among_booleans(function: Callable) -> Callable:
+    def rule(*args: Value) -> Value:
+        if not all(_is_bool(a) for a in args):
+            raise Unsupported
+        return function(*args)
+
+    return rule
+
+
+# NumPy's arithmetic among booleans.
+_OF_BOOLEANS: dict[str, Callable] = {
+    "add": _among_booleans(lambda a, b: a | b),
+    "mul": _among_booleans(lambda a, b: a & b),
+    "maximum": _among_booleans(lambda a, b: a | b),
+    "minimum": _among_booleans(lambda a, b: a & b),
+}
+
+
+def _integer_rules(dtype: np.dtype) -> dict[str, Callable]:
+    """The primitives there are for integers, which wrap around, or for booleans."""
+    select, s = Code.select, "u" if dtype.kind in "ub" else "s"
+    orders = {name: _comparison(s + name) for name in ("lt", "le", "gt", "ge")}
+    rules = {**_LOGIC, **orders, "eq": _comparison("eq"), "ne": _comparison("ne")}
+    if dtype == _BOOL:
+        return {**rules, **_OF_BOOLEANS}
+
+    def larger(a: Value, b: Value) -> Value:
+        return select(a.code, a.compare(s + "gt", b), a, b)
+
+    def smaller(a: Value, b: Value) -> Value:
+        return select(a.code, a.compare(s + "lt", b), a, b)
+
+    def sign(x: Value) -> Value:
+        below = select(x.code, x.compare(s + "lt", 0), x.code.constant(-1), 0)
+        return select(x.code, x.compare(s + "gt", 0), 1, below)
+
+    numbers: dict[str, Callable] = {
+        "add": lambda a, b: a + b,
+        "sub": lambda a, b: a - b,
+        "mul": lambda a, b: a * b,
+        "neg": lambda x: 0 - x,
+        "positive": lambda x: x,
+        "square": lambda x: x * x,
+        "abs": lambda x: select(x.code, x.compare(s + "lt", 0), 0 - x, x),
+        "sign": sign,
+        "maximum": larger,
+        "minimum": smaller,
+    }
+    return {**rules, **{name: _arithmetic(function) for name, function in numbers.items()}}
+
+
+def _checked_rules(program: Program, dtype: np.dtype) -> dict[str, Callable]:
+    """The same, where the constants of a program are numbers of the dtype in NumPy, too."""
+    constants = [e.args[0] for e in topological(program.outputs) if e.op == "const"]
+    if not all(_fits(c, dtype) for c in constants):
+        raise Unsupported
+    if program.chooses_constants and dtype != np.dtype("int64"):  # that is int64
+        raise Unsupported
+    return _integer_rules(dtype)
+
+
 def rules_for(compiler: Machine, element: str) -> dict[str, Callable]:
     """The primitives there are for an element type on a CPU."""
     functions = vector_math.for_element(element)
@@ -144,6 +214,17 @@ def rules_for(compiler: Machine, element: str) -> dict[str, Callable]:
     if compiler.rounds:
         rules.update({name: _intrinsic(llvm) for name, llvm in _ROUNDING.items()})
     return rules
+
+
+def _fits(number, dtype: np.dtype) -> bool:
+    """Whether a Python number is one of a dtype in NumPy's arithmetic, and passes through
+    float64."""
+    if dtype in ELEMENTS:
+        return number.__class__ in _NUMBERS
+    if number.__class__ not in (int, bool):
+        return False
+    limits = np.iinfo(np.uint8 if dtype == _BOOL else dtype)
+    return max(limits.min, -(1 << 53)) <= number <= min(limits.max, 1 << 53)
 
 
 def _evaluate(code: Code, outputs: Sequence[Expr], inputs: dict, rules: dict) -> list[Value]:
@@ -176,7 +257,7 @@ def _number(code: Code, numbers: Value, index: int) -> Value:
     """A Python number, rounded once to the element type."""
     value = code.load(code.at(numbers, index), "double")
     if code.element != "double":
-        value = value.convert("fptrunc", code.element)
+        value = value.convert("fptrunc" if is_real(code.element) else "fptosi", code.element)
     return code.splat(value)
 
 
@@ -386,12 +467,11 @@ def _depth(sizes: list[int]) -> int:
 def _kernel_for(program: Program, operands: _Operands, sizes: list[int], strides: list):
     """The kernel of a program for loops of these sizes over arrays, inputs first, of these strides;
     None where there is none."""
-    pattern = _inner_strides(operands.pattern, strides)
-    element, depth = ELEMENTS[operands.dtype], _depth(sizes)
+    pattern, dtype, depth = _inner_strides(operands.pattern, strides), operands.dtype, _depth(sizes)
     return _compiled(
         program,
-        (element, pattern, depth),
-        lambda compiler: _rows_kernel(compiler, program, element, pattern, depth),
+        (dtype, pattern, depth),
+        lambda compiler: _rows_kernel(compiler, program, dtype, pattern, depth),
         _Kernel,
     )
 
@@ -422,8 +502,11 @@ def _table(sizes: list[int], strides: list[list[int]]) -> array:
     return array("q", table)
 
 
-def _operands(program: Program, args: Sequence) -> _Operands | None:
-    """The arguments that are read; None if something among them does not fit."""
+def _operands(program: Program, args: Sequence, integers: bool = False) -> _Operands | None:
+    """The arguments that are read; None if something among them does not fit.
+
+    ``integers``: arrays may be integers or all be masks.
+    """
     pattern, positions, numbers, dtypes = [], [], [], set()
     for k, (a, name) in enumerate(zip(args, program.inputs, strict=True)):
         if name not in program.used:
@@ -437,14 +520,20 @@ def _operands(program: Program, args: Sequence) -> _Operands | None:
             dtypes.add(a.dtype)
         else:
             return None
-    dtypes.discard(_BOOL)
-    if len(dtypes) != 1 or not dtypes <= ELEMENTS.keys():
+    if dtypes != {_BOOL}:
+        dtypes.discard(_BOOL)
+    if len(dtypes) != 1:
+        return None
+    (dtype,) = dtypes
+    if dtype not in ELEMENTS and not (integers and dtype in INTEGERS):
+        return None
+    if not all(_fits(args[k], dtype) for k in numbers):
         return None
     arrays = [args[k] for k in positions]
     shape = program.result_shape(arrays, positions)
     if shape is None or 0 in shape:
         return None
-    return _Operands(dtypes.pop(), shape, arrays, positions, numbers, "".join(pattern))
+    return _Operands(dtype, shape, arrays, positions, numbers, "".join(pattern))
 
 
 def _steps(sizes: Sequence[int], itemsize: int) -> list[int]:
@@ -483,7 +572,7 @@ def _inner_strides(pattern: str, strides: list) -> str:
 
 
 def _rows_kernel(
-    compiler: Machine, program: Program, element: str, pattern: str, loops: int
+    compiler: Machine, program: Program, dtype: np.dtype, pattern: str, loops: int
 ) -> str:
     """The text of ``kernel(table, numbers, first, last)`` for arrays in one loop or three nested
     ones.
@@ -492,13 +581,14 @@ def _rows_kernel(
     outer and middle stride in bytes; for one loop: the size and the array objects. Threads share
     the outermost loop.
     """
+    element = ELEMENTS.get(dtype) or INTEGERS[dtype]
     code = Code(element, compiler.lanes(element))
     given = parameters(code)
     table, numbers, first, last = given
     kinds = [(n, p) for n, p in zip(program.inputs, pattern, strict=True) if p in "vbVB"]
     numbered = [n for n, p in zip(program.inputs, pattern, strict=True) if p == "n"]
     inputs = {n: _number(code, numbers, k) for k, n in enumerate(numbered)}
-    rules = rules_for(compiler, element)
+    rules = rules_for(compiler, element) if is_real(element) else _checked_rules(program, dtype)
     sizes = [code.load(code.at(table, k), "i64") for k in range(loops)]
     bases, strides = [], []
     for k in range(len(kinds) + len(program.outputs)):
@@ -525,7 +615,7 @@ def _rows_kernel(
             env = inputs | {name: v for (name, _, _), v in zip(vectors, values, strict=True)}
             results = _evaluate(code, program.outputs, env, rules)
             for e, value in zip(program.outputs, results, strict=True):
-                if _is_bool(value) != (e.op in BOOLEAN):
+                if _is_bool(value) != (dtype == _BOOL or e.op in BOOLEAN):
                     raise Unsupported
             return results
 

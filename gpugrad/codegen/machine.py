@@ -12,6 +12,15 @@ import numpy as np
 
 # What LLVM calls the elements that kernels compute with.
 ELEMENTS = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
+# LLVM's types of NumPy's integers; truth values are bytes.
+INTEGERS = {
+    np.dtype("int64"): "i64",
+    np.dtype("int32"): "i32",
+    np.dtype("int16"): "i16",
+    np.dtype("int8"): "i8",
+    np.dtype("uint8"): "i8",
+    np.dtype("bool"): "i8",
+}
 
 # The words of PyArrayObject after the type, as in NumPy's ndarraytypes.h; part of its ABI.
 _FIELDS = ("type", "data", "ndim", "shape", "strides", "base", "dtype", "flags")
@@ -56,7 +65,7 @@ class Machine:
         """Elements of two vector registers: where one computation waits for its own results, the
         other goes on (mish: 3.6 instead of 5.1 ns per element)."""
         register = 64 if self.has("avx512f") else 32 if self.has("avx") else 16
-        return 2 * register // (8 if element == "double" else 4)
+        return 2 * register // (8 if element in ("double", "i64") else 4)
 
     def _target_machine(self):
         """A fresh one: an engine takes ownership of its own."""

@@ -152,7 +152,7 @@ def elementwise_task(program: Program, args: Sequence, outputs: list) -> Task | 
     """A program over arrays and numbers as one task; None if it has no kernel."""
     if not program.outputs or any(e.op == "const" for e in program.outputs):
         return None
-    operands = llvm._operands(program, args)
+    operands = llvm._operands(program, args, integers=True)
     if operands is None or any(o.shape != operands.shape for o in outputs):
         return None
     dtypes = [_BOOL if e.op in llvm.BOOLEAN else operands.dtype for e in program.outputs]
@@ -709,7 +709,12 @@ def _cat(*arrays, axis) -> Lowered | None:
     return _plain(tasks)
 
 
+_TRUE = Program([build("ne", _V, 0)], ["x"], ["x"])
+
+
 def _cast(x, out, *, dtype) -> Lowered | None:
+    if out.dtype == _BOOL:
+        return _plain([elementwise_task(_TRUE, [x], [out])])
     return _plain([convert.task(x, out)])
 
 

@@ -193,6 +193,8 @@ EPILOGUES = {
     "the product too": ([x, build("tanh", x * scale)], ["x", "scale"]),
     "masked": ([build("where", mask, x, number)], ["x", "mask", "c"]),
     "gelu": ([x * (1 + build("erf", x * 0.7071)) * 0.5], ["x"]),
+    # with a branch for angles that are far from zero
+    "waves": ([build("sin", x * 1e6 + bias), build("pow", abs(x), scale)], ["x", "bias", "scale"]),
     "several": ([x * scale + other - number, build("exp", -x * x)],
                 ["x", "scale", "unused", "other", "c"]),
 }  # fmt: skip
@@ -226,10 +228,6 @@ def dtypes_of(program: Program, dtype) -> list:
 @pytest.mark.parametrize("name", EPILOGUES)
 def test_epilogues(name, dtype, kind):
     program = epilogue(name)
-    if dtype == "float64" and name == "gelu":  # erf has no kernel for it
-        out = np.empty((3, 4))
-        assert gemm.task(np.ones((3, 5)), np.ones((5, 4)), out, program=program) is None
-        return
     rng = np.random.default_rng(5)
     for shape in ((9, 7), (64, 40), (3, 13, 17), (100, 32), (2, 1, 1)):
         *batch, m, n = shape
@@ -285,8 +283,8 @@ def test_what_fits_into_no_kernel():
     assert gemm.task(a, b, [twice[:4], twice[1:]], program=both) is None
     odd = np.zeros(4 * 30 + 1, np.uint8)[1:].view(np.float32)[:24].reshape(4, 6)
     assert gemm.task(a, b, odd) is None
-    sine = Program([build("sin", x)], ["x"], ())
-    assert gemm.task(a, b, out, program=sine) is None
+    unknown = Program([build("asin", x)], ["x"], ())
+    assert gemm.task(a, b, out, program=unknown) is None
     with pytest.raises(ValueError, match=r"\(4, 5\) and \(5, 6\) has the shape \(4, 5\)"):
         gemm.task(a, b, np.empty((4, 5), np.float32))
     with pytest.raises(ValueError, match="2 inputs and 1 outputs was given 0 inputs"):

@@ -263,10 +263,19 @@ def test_refusals():
 
 
 def test_a_function_without_native_code():
-    formula = RowFormula(lambda x: gg.sin(x) / row_sum(x), x=ELEMENT)
+    formula = RowFormula(lambda x: gg.asin(x) / row_sum(x), x=ELEMENT)
     x = np.ones((2, 3), np.float32)
     assert formula.program.native([x]) is None
-    np.testing.assert_allclose(formula(x), np.full((2, 3), np.sin(1) / 3), rtol=1e-6)
+    np.testing.assert_allclose(formula(x), np.full((2, 3), np.pi / 6), rtol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [3, 16, 101])
+def test_functions_with_a_branch(columns):
+    formula = RowFormula(lambda x: gg.sin(x) / row_sum(gg.cos(x) ** 2 * abs(x) ** 0.5), x=ELEMENT)
+    x = np.random.default_rng(10).normal(size=(5, columns)) * 1e6
+    (found,) = formula.program.native([x])
+    wanted = np.sin(x) / (np.cos(x) ** 2 * np.sqrt(abs(x))).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, rtol=1e-13)
 
 
 def test_the_number_of_calls_changes_no_bit():

@@ -6,13 +6,21 @@ import itertools
 import numpy as np
 import pytest
 
+import gpugrad as gg
 from gpugrad.codegen import calls, convert, moves
+from gpugrad.codegen.arrays import Program
+from gpugrad.codegen.expr import build, inputs_of, variable
+from gpugrad.codegen.functions import functions_for
 from gpugrad.codegen.ir import Code
 from gpugrad.codegen.machine import machine
 from gpugrad.codegen.shares import WHOLE
 from gpugrad.codegen.tasks import TaskList
+from gpugrad.static import lower
 
 pytestmark = pytest.mark.skipif(machine() is None, reason="no compiler: pip install gpugrad[jit]")
+
+
+INTEGERS = ("int64", "int32", "int16", "int8", "uint8")
 
 
 def run(*tasks) -> None:
@@ -80,17 +88,139 @@ def test_copies_that_have_no_task():
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 1000])
-@pytest.mark.parametrize("target", ["float32", "float64", "int64", "int32"])
-@pytest.mark.parametrize("source", ["float32", "float64", "int64", "int32", "bool"])
+@pytest.mark.parametrize("target", ["float32", "float64", *INTEGERS])
+@pytest.mark.parametrize("source", ["float32", "float64", *INTEGERS, "bool"])
 def test_conversions(source, target, n, rng):
-    x = (rng.normal(size=n) * 1000).astype(source)
+    x = (rng.normal(size=n) * 1000).astype("int64").astype(source)
+    if x.dtype.kind == "f":
+        x += x.dtype.type(0.3)
     out = poisoned(n, target)
     task = convert.task(x, out)
-    if x.dtype.kind == "f" and out.dtype.kind == "i":
+    if x.dtype.kind == "f" and out.dtype.kind in "iu":
         assert task is None
         return
     run(task)
     np.testing.assert_array_equal(out, x.astype(target))
+
+
+# ---- integers and masks: the bits of NumPy
+
+A, B, MASK = (variable(name) for name in ("a", "b", "mask"))
+ORDERS = ("lt", "le", "gt", "ge", "eq", "ne")
+LOGIC = ("logical_and", "logical_or", "logical_xor")
+OF_INTEGERS = {
+    **{op: build(op, A, B) for op in ("add", "sub", "mul", "maximum", "minimum", *ORDERS, *LOGIC)},
+    **{op: build(op, A) for op in ("neg", "positive", "square", "abs", "sign", "logical_not")},
+    "where": build("where", MASK, A, B),
+    "where a number": build("where", MASK, A, 0),
+    "where not zero": build("where", A, B, 7),
+    "numbers": build("maximum", A * 3 - B + 100, 5),
+    "mask of two": build("logical_and", MASK, A > B),
+}
+OF_MASKS = {
+    **{op: build(op, A, B) for op in ("add", "mul", "maximum", "minimum", *ORDERS, *LOGIC)},
+    "logical_not": build("logical_not", A),
+    "where": build("where", MASK, A, B),
+    "several": build("logical_or", build("logical_and", A, B), build("logical_not", MASK)),
+}
+SHAPES = (
+    ((1,), (1,)),
+    ((1003,), (1003,)),
+    ((37, 19), (37, 1)),
+    ((37, 19), (19,)),
+    ((5, 1, 17), (1, 7, 17)),
+)
+
+
+def integers(shape, dtype, rng) -> np.ndarray:
+    """Of all sizes, the limits and zero among them."""
+    if dtype == "bool":
+        return rng.random(shape) > 0.5
+    limits = np.iinfo(dtype)
+    some = np.array([limits.min, limits.max, 0, 1, limits.max - 1, 5], dtype)
+    drawn = rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    return np.where(
+        rng.random(shape) > 0.3, drawn >> int(rng.integers(0, 8)), rng.choice(some, shape)
+    )
+
+
+def check_program(e, shapes, dtype, rng) -> None:
+    program = Program([e], ["a", "b", "mask"], ())
+    args = [*(integers(s, dtype, rng) for s in shapes), rng.random(shapes[0]) > 0.5]
+    wanted = program.direct(functions_for(np), None, False)(*args)
+    out = poisoned(wanted.shape, wanted.dtype)
+    run(lower.elementwise_task(program, args, [out]))
+    np.testing.assert_array_equal(out.view(np.uint8), np.ascontiguousarray(wanted).view(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("name", OF_INTEGERS)
+def test_integers(name, dtype, rng):
+    e = OF_INTEGERS[name]
+    for a, b in SHAPES if dtype in ("int64", "int32") else SHAPES[1:3]:
+        check_program(e, (a, b if "b" in inputs_of([e]) else a), dtype, rng)
+
+
+@pytest.mark.parametrize("name", OF_MASKS)
+def test_masks(name, rng):
+    for a, b in SHAPES:
+        e = OF_MASKS[name]
+        check_program(e, (a, b if "b" in inputs_of([e]) else a), "bool", rng)
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, "bool"])
+def test_slices_of_integers(dtype, rng):
+    a = integers((9, 50), dtype, rng)
+    program = Program([build("eq", A, B)], ["a", "b"], ())
+    out = poisoned((9, 20), "bool")
+    run(lower.elementwise_task(program, [a[:, 3:23], a[:, 30:]], [out]))
+    np.testing.assert_array_equal(out, a[:, 3:23] == a[:, 30:])
+
+
+def test_integers_and_masks_that_have_no_task(rng):
+    """What NumPy promotes to another dtype, or refuses."""
+    small, large = np.ones(5, "int8"), np.ones(5, "int64")
+    mask, out = np.ones(5, bool), np.empty(5, "int8")
+    for e, a, b in (
+        (A + B, small, large),
+        (A + 200, small, small),
+        (A > -1, np.ones(5, "uint8"), small),
+        (A * 0.5, small, small),
+        (build("where", MASK, 1, 0), small, small),
+        (build("lt", build("where", MASK, 100, 0) + A, 0), small, small),
+        (build("lt", B + 127, 0), mask, mask),
+        (build("lt", A + B, 0), mask, small),
+        (A + 1, mask, mask),
+        (A - B, mask, mask),
+        (build("neg", A), mask, mask),
+        (build("floor_divide", A, B), small, small),
+        (build("pow", A, B), small, small),
+        (build("sin", A), small, small),
+    ):
+        program = Program([e], ["a", "b", "mask"], ())
+        for target in (out, np.empty(5, bool), np.empty(5, "int64"), np.empty(5)):
+            assert lower.elementwise_task(program, [a, b, mask], [target]) is None, e
+    program = Program([build("add", A, B)], ["a", "b"], ())
+    for number in (2**31, 0.5, np.int32(3)):
+        assert lower.elementwise_task(program, [np.ones(5, "i4"), number], [out]) is None
+    for number in (2**53 + 1, 2**64):
+        assert lower.elementwise_task(program, [large, number], [np.empty(5, "i8")]) is None
+
+
+def test_a_program_of_integers_calls_no_numpy(rng):
+    def masked(x, i, keep):
+        chosen = (i * 2 + 1 > 7) & keep | ~(i == 3)
+        counts = gg.where(chosen, i, 0).abs() + i.clamp(2, 5)
+        return x * chosen.to(x.dtype) + counts.to(x.dtype), counts, counts.bool(), x.bool()
+
+    compiled = gg.compile(masked)
+    for _ in range(5):
+        x = rng.normal(size=(6, 7)).astype("float32") * (rng.random((6, 7)) > 0.5)
+        given = gg.tensor(x), gg.tensor(rng.integers(-9, 9, (6, 7))), gg.tensor(rng.random(7) > 0.5)
+        for a, b in zip(compiled(*given), masked(*given), strict=True):
+            assert (a.dtype, a.array.tobytes()) == (b.dtype, b.array.tobytes())
+    assert compiled.stats["replays"] == 3
+    assert not compiled.programs[-1].run.fallbacks
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -188,6 +188,9 @@ def reason_of(name: str) -> str | None:
     return EAGER.get(name, EAGER.get(name.rpartition("-")[0]))
 
 
+# Functions of integers are float32, to 2 ulp: here NumPy is 0.6 ulp off, the native function 0.4.
+IN_FLOAT32 = {"sin-1": 2.0**-22}
+
 FUNCTIONS = [
     (name, lambda *a, call=call: call(gg, *a), arguments)
     for name, call, arguments in test_functions.TABLE
@@ -202,7 +205,7 @@ FUNCTIONS = [
 def test_function(name, call, arguments, mode, tolerance):
     fresh = Fresh(len(name))
     draw = lambda k: [fresh(a) for a in arguments]
-    check(call, draw, mode, tolerance, reason_of(name))
+    check(call, draw, mode, tolerance and IN_FLOAT32.get(name, tolerance), reason_of(name))
 
 
 X4 = np.linspace(-1.0, 2.0, 12).reshape(3, 4)
