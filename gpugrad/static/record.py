@@ -385,12 +385,21 @@ class Recorder:
         return True
 
     def _inputs(self, args: Sequence) -> list:
-        return [self._reference(a) for a in args]
+        """Arguments as the inputs of a node."""
+        found, known = [], self._known.get
+        for a in args:
+            array = a if a.__class__ is _ndarray else getattr(a, "array", None)
+            entry = known(id(array))
+            # most are known, and nobody has written them since
+            known_now = entry is not None and entry.array is array
+            if known_now and entry.version == entry.memory.version:
+                found.append(entry.value)
+                continue
+            found.append(self._reference(a))
+        return found
 
     def _reference(self, a):
         """An argument as the input of a node."""
-        if a.__class__ is _ndarray:
-            return self.value(a)
         if a is None or isinstance(a, Meta) or a.__class__ in _SCALARS:
             return a
         if isinstance(a, Tensor):
