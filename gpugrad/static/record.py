@@ -390,12 +390,10 @@ class Recorder:
         for a in args:
             array = a if a.__class__ is _ndarray else getattr(a, "array", None)
             entry = known(id(array))
-            # most are known, and nobody has written them since
-            known_now = entry is not None and entry.array is array
-            if known_now and entry.version == entry.memory.version:
+            if entry is None or entry.array is not array or entry.version != entry.memory.version:
+                found.append(self._reference(a))
+            else:  # most are known, and nobody has written them since
                 found.append(entry.value)
-                continue
-            found.append(self._reference(a))
         return found
 
     def _reference(self, a):
