@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..backend.arrays import _ndarray, array_module, to_numpy
 from ..backend.numpy import xp as np
 from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
@@ -122,9 +123,7 @@ class ProgramCall(Call):
         self.program = program
 
     def evaluate(self, args):
-        from ..backend.arrays import array_module
-
-        first = next((a for a in args if hasattr(a, "dtype")), 1.0)
+        first = next((a for a in args if a.__class__ is _ndarray or hasattr(a, "dtype")), 1.0)
         results = run_program(self.program, args, array_module(first))
         return (results,) if len(self.program.outputs) == 1 else results
 
@@ -539,6 +538,4 @@ def frozen_input(i) -> Any:
 
 
 def _same_bytes(a, b) -> bool:
-    from ..backend.arrays import to_numpy
-
     return a is b or to_numpy(a).tobytes() == to_numpy(b).tobytes()

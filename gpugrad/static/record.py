@@ -390,12 +390,19 @@ class Recorder:
         return True
 
     def _inputs(self, args: Sequence) -> list:
-        return [self._reference(a) for a in args]
+        """Arguments as the inputs of a node."""
+        found, known = [], self._known.get
+        for a in args:
+            array = a if a.__class__ is _ndarray else getattr(a, "array", None)
+            entry = known(id(array))
+            if entry is None or entry.array is not array or entry.version != entry.memory.version:
+                found.append(self._reference(a))
+            else:  # most are known, and nobody has written them since
+                found.append(entry.value)
+        return found
 
     def _reference(self, a):
         """An argument as the input of a node."""
-        if a.__class__ is _ndarray:
-            return self.value(a)
         if a is None or isinstance(a, Meta) or a.__class__ in _SCALARS:
             return a
         if isinstance(a, Tensor):

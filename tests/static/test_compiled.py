@@ -41,6 +41,28 @@ def test_a_module_on_the_tape_of_its_caller():
     assert compiled.stats["replays"] == 3
 
 
+def test_stats_tell_recording_and_compiling_apart():
+    @gg.compile
+    def double(x):
+        return x * 2.0
+
+    for _ in range(2):
+        double(gg.ones(3))
+    recorded = double.stats
+    assert recorded["recorded"] == 2
+    assert recorded["record_seconds"] > 0
+    planned = recorded["compile_seconds"]
+    assert planned > 0
+    for _ in range(2):
+        double(gg.ones(3))
+    replayed = double.stats
+    assert {k: replayed[k] for k in ("recorded", "record_seconds")} == {
+        k: recorded[k] for k in ("recorded", "record_seconds")
+    }
+    if machine() is not None:  # planned at the first replay
+        assert replayed["compile_seconds"] > planned
+
+
 def test_derivatives_of_every_kind_of_compiled_functions():
     @gg.compile
     def f(x):

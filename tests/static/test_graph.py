@@ -13,6 +13,7 @@ from gpugrad.codegen.expr import literally, variable
 from gpugrad.ops.core import REGISTRY
 from gpugrad.static import passes, text
 from gpugrad.static.graph import Graph, Node, OpCall
+from gpugrad.static.record import _Memories, _Memory, bounds
 from tests.static.recorded import arrays_for, graph_of, results
 from tests.static.test_passes import PROGRAMS
 
@@ -159,3 +160,23 @@ def test_svg_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "graphviz", None)
     with pytest.raises(ImportError, match="pip install graphviz"):
         _ = graph.svg
+
+
+def test_known_memory_is_found_by_where_it_lies():
+    """As looking at every memory would find it, in whatever order memories come."""
+    rng, base = np.random.default_rng(0), np.zeros(256, np.uint8)
+
+    def part():
+        start, stop = sorted(rng.integers(0, base.size, 2))
+        return base[start : stop : int(rng.integers(1, 4))][:: int(rng.choice([-1, 1]))]
+
+    for _ in range(100):
+        memories, known = _Memories(), []
+        for _ in range(8):
+            known.append(_Memory(part(), None))
+            memories.add(known[-1])
+            array = part()
+            low, high = bounds(array)
+            spans = [(m, bounds(m.owner)) for m in known]
+            wanted = {id(m) for m, (start, stop) in spans if low < stop and start < high}
+            assert set(map(id, memories.overlapping(array))) == wanted
