@@ -100,6 +100,14 @@ class Pool:
 pool = Pool()
 
 
+counts_references = _exact_refcounts
+
+
+def references(items, k: int) -> int:
+    """How many references there are to ``items[k]``: a number to compare with another of these."""
+    return _getrefcount(items[k])
+
+
 def _own_count(array) -> int:
     return _getrefcount(array)
 

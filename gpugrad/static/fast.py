@@ -110,6 +110,9 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
         s.names.update(half_lock=program.half.lock, make_room=program.half.make_room)
         s.add("    with lock, half_lock:")
         s.add("        make_room()")
+    if run.apart:
+        s.names.update(are_free=program.gradients.are_free, gradients=program.gradients)
+        s.add("        if not are_free(): return MISS")
     _run(s, program, run, arrays)
     _leave(s, program, run, arrays)
     exec(compile("\n".join(["def fast(args):", *s.lines]), "<gpugrad replay>", "exec"), s.names)
@@ -282,14 +285,20 @@ def _leave(
             s.add(f"        v = {t}._version")
             s.add(f"        if v is None: {t}._version = [now, {line}]")
             s.add(f"        else: v[0] = now; v[1] = {line}")
-    k = recording.count
+    k, handed = recording.count, []
     for tensor, value in recording.grads:
         t = s.name(tensor)
         if value is None:
             s.add(f"        {t}.grad = None")
+            continue
+        if k in run.apart:
+            s.add(f"        {t}.grad = g{k} = wrap(r[{k}])")
+            handed.append(f"({t}, g{k}, {k})")
         else:
             s.add(f"        {t}.grad = wrap(r[{k}].copy())")
-            k += 1
+        k += 1
+    if handed:
+        s.add(f"        gradients.handed = [{', '.join(handed)}]")
     on_tape: list[int] = []
     if program.half is not None:
         on_tape = program.half.derivative.differentiable

@@ -15,7 +15,8 @@ from ..codegen.machine import machine
 from ..compiler import Changed
 from ..tensor import Tensor, bump_versions, wrap
 from ..tree import flatten
-from . import compose, output
+from . import compose, gradients, output
+from .gradients import Gradients
 from .graph import Graph
 from .recording import Place, Recording
 from .run_cpu import NativeProgram
@@ -56,6 +57,12 @@ class ReplayedProgram:
         if hasattr(self.run, "returned"):
             self.run.returned = recording.count
         self.second, self.half = second, self._second_half(second)
+        self.gradients = Gradients(self.run)
+        if self.run.__class__ is NativeProgram:
+            owners = [
+                t if isinstance(t, Tensor) else None for t, v in recording.grads if v is not None
+            ]
+            self.run.apart = gradients.places(self.run.graph, recording.count, owners)
         self._lent: list[weakref.ref[Tensor]] = []
         self._reads = [self._reader(source) for source in self.graph.sources]
         self._types = [(v.shape, v.dtype) for v in self.graph.inputs]
@@ -150,6 +157,8 @@ class ReplayedProgram:
             return MISS
         if self._lent:
             self.take_back()
+        if not self.gradients.are_free():
+            self.gradients.leave()
         if self.half is None:
             return self._go(inputs, leaves)
         with self.half.lock:
@@ -255,6 +264,7 @@ class ReplayedProgram:
         if self.lends:
             self._lent = [weakref.ref(t) for t in outputs]
         k = count
+        self.gradients.handed = []
         for tensor, value in recording.grads:
             if tensor.__class__ is Argument:
                 tensor = leaves[tensor.place]
@@ -262,6 +272,8 @@ class ReplayedProgram:
                 tensor.grad = None
             else:
                 tensor.grad = wrap(results[k])
+                if self.run.__class__ is NativeProgram and k in self.run.apart:
+                    self.gradients.handed.append((tensor, tensor.grad, k))
                 k += 1
         found: list = []
         for p in recording.places:

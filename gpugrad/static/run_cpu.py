@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from ..backend.arrays import _ndarray
+from ..backend.memory import references
 from ..backend.numpy import xp as np
 from ..codegen import workers
 from ..codegen.rows import INDEX
@@ -61,6 +62,10 @@ class NativeProgram:
         # outputs that a call gives as they are, to be overwritten by the next: the first so many,
         # and the last so many where no memory outside is seen through them
         self.lent = self.saved = 0
+        # outputs that get memory of their own, and are given as they are; how many references the
+        # program itself has to each of them
+        self.apart: set[int] = set()
+        self.references: dict[int, int] = {}
         self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
         self.steps: list = []
@@ -100,9 +105,14 @@ class NativeProgram:
         self._write_out()
         self.built = True
 
+    def renounce(self) -> None:
+        """Leave the outputs that are apart to those who have them: copies are given from now on."""
+        self.apart, self._call, self.built = set(), None, False
+
     def _plan(self) -> None:
-        planner = _Planner(self.graph, self._arrays)
+        planner = _Planner(self.graph, self._arrays, {self.graph.outputs[k] for k in self.apart})
         planner.run()
+        self.apart = {k for k in self.apart if self.graph.outputs[k] in planner.apart}
         self.bytes = planner.bytes  # of memory for values in between, reused among them
 
     def _of(self, i):
@@ -171,11 +181,12 @@ class NativeProgram:
                 else:
                     self._append(task)
             self._stores = []
-        self._outputs = outputs = [self._arrays[v] for v in graph.outputs]
+        self.outputs = outputs = [self._arrays[v] for v in graph.outputs]
         outside = [a for _, a in self._fixed]
         saved = range(len(outputs) - self.saved, len(outputs))
         self.copied = [
             k >= self.lent
+            and k not in self.apart
             and (k not in saved or any(np.may_share_memory(a, other) for other in outside))
             for k, a in enumerate(outputs)
         ]
@@ -200,6 +211,7 @@ class NativeProgram:
                 return outputs
         start = time.perf_counter()
         self._build(inputs)
+        self.references = {k: references(self.outputs, k) for k in self.apart}
         self.seconds += time.perf_counter() - start
         assert self._call is not None
         return self._call(*inputs)
@@ -224,7 +236,7 @@ class NativeProgram:
         namespace: dict = {"ANEW": _ANEW}
         body = self._body(namespace)
         inputs = self.graph.inputs
-        outputs = [_name(namespace, "o", a) for a in self._outputs]
+        outputs = [_name(namespace, "o", a) for a in self.outputs]
         own = [f"{o}.copy()" if copy else o for o, copy in zip(outputs, self.copied, strict=True)]
         check = [
             f"    if v{inputs[place].number} is not {_name(namespace, 'a', a)}: return ANEW"
@@ -363,8 +375,9 @@ class _Planner:
     arena for the time between its first and last use.
     """
 
-    def __init__(self, graph: Graph, arrays: dict[Value, _ndarray]):
-        self.graph, self.arrays = graph, arrays
+    def __init__(self, graph: Graph, arrays: dict[Value, _ndarray], apart: set[Value]):
+        """``apart`` are the values that shall have memory of their own."""
+        self.graph, self.arrays, self.apart = graph, arrays, apart
         self.roots: dict[Value, Value] = {v: v for v in arrays}  # whose memory a value lies in
         self.parts: dict[Value, tuple[Value, int]] = {}  # of a cat: it, and the first row
         self.made: dict[Value, int] = {}
@@ -383,7 +396,10 @@ class _Planner:
                 self._use(v, k)
         for v in graph.results():
             self._use(v, end)
-        self._stored_in_place()
+        fallible = [k for k, node in enumerate(graph.nodes) if not _cannot_fail(node)]
+        fails = max(fallible, default=-1)  # before it nothing may be written
+        self._stored_in_place(fails)
+        self._place_apart(fails)
         self._place()
         for node in graph.nodes:
             self._make_views(node)
@@ -440,12 +456,21 @@ class _Planner:
         whole, start = self.parts[v]
         return self._part(whole)[start : start + v.shape[0]]
 
-    def _stored_in_place(self) -> None:
+    def _place_apart(self, fails: int) -> None:
+        """Values that are seen outside until they are overwritten, if nothing fails after that."""
+        self.apart = {
+            v
+            for v in self.apart
+            if v in self.made and self.made[v] > fails
+            if v not in self.roots and v not in self.arrays
+        }
+        for v in self.apart:
+            self.arrays[v], self.roots[v] = np.empty(v.shape, v.dtype), v
+
+    def _stored_in_place(self, fails: int) -> None:
         if self.graph.guards:
             return  # nothing may be written before they are asked
         overlapping = _overlapping(self.arrays.values())
-        fallible = [k for k, node in enumerate(self.graph.nodes) if not _cannot_fail(node)]
-        fails = max(fallible, default=-1)  # before it nothing may be written
         for target, v in self.graph.stores:
             k, to = self.made.get(v), self.arrays[target]
             if k is None or v in self.roots or v in self.arrays or not to.flags.c_contiguous:
