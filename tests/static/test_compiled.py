@@ -433,36 +433,6 @@ def test_threads_may_call_at_once():
     assert not wrong
 
 
-def test_threads_may_go_backward_at_once():
-    """Each record keeps what its own call saved, whatever other threads do with the program."""
-    net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
-    compiled = gg.compile(net)
-    wrong = []
-
-    def gradient(function, x):
-        return gg.autograd.grad(function(x).square().sum(), x)[0]
-
-    def work(seed):
-        generator = gg.Generator().manual_seed(seed)
-        waiting = []
-        for k in range(200):
-            x = gg.randn(4, 5, generator=generator).requires_grad_()
-            waiting.append((x, compiled(x)))
-            if k % 3:
-                x, y = waiting.pop(0)
-                found = gg.autograd.grad(y.square().sum(), x)[0]
-                if not gg.allclose(found, gradient(net, x), rtol=1e-4, atol=1e-5):
-                    wrong.append((seed, k))
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not wrong
-    assert compiled.stats["replays"] > 700
-
-
 def test_checked_calls():
     model = nn.Linear(4, 2)
     optimizer = gg.optim.SGD(model.parameters(), lr=0.01)
