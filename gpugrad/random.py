@@ -28,6 +28,11 @@ _MASK = 0xFFFFFFFF
 _AHEAD_FIRST, _AHEAD_LAST = 64, 4096
 
 
+def state_at(seed: int, position: int) -> Tensor:
+    """The state of a generator at a position of the stream of a seed."""
+    return wrap(np.array([seed & _MASK, seed >> 32, position], np.int64))
+
+
 class Generator:
     """A stream of random numbers: ``Generator().manual_seed(0)``.
 
@@ -74,8 +79,7 @@ class Generator:
 
     def get_state(self) -> Tensor:
         """Seed and position as an int64 tensor."""
-        values = [self._seed & _MASK, self._seed >> 32, self._position]
-        state = wrap(np.array(values, np.int64))
+        state = state_at(self._seed, self._position)
         if modes.special and modes.local.recording is not None:
             modes.local.recording.state_read(self, state)
         return state

@@ -179,9 +179,14 @@ class Compiled:
         result, recording = record(self._function, args, kwargs, leaves, variant.before)
         self.record_seconds += time.perf_counter() - start
         self.recorded += 1
-        state = modes.local.autocast
+        state, around = modes.local.autocast, self.surroundings.values()
 
         def function(leaves: Sequence):
+            if self.surroundings.values() != around:
+                raise RuntimeError(
+                    f"{self.__name__} cannot run again as it was called: a number, an object or a "
+                    f"mode (training) that it reads beside its arguments is another now"
+                )
             given, named = rebuild(leaves)
             with autocasting.autocasting(state):
                 return self._function(*given, **named)

@@ -20,6 +20,7 @@ from ..dtypes import is_differentiable
 from ..tensor import Tensor, clock
 from .graph import Graph, Node, Value
 from .record import Recorder
+from .rerun import Before, Rerun
 from .sources import HostResult
 
 
@@ -136,18 +137,18 @@ class SecondHalf:
 
     A program has its memory once: ``lock`` is held while either half runs. The values that a call
     saved are in that memory, if the program is ``native``, until the next call; the record of the
-    call before takes copies of them then, if its backward may still come (``make_room``).
+    call before takes copies of them then, if its backward may still come (``begin``).
     """
 
     def __init__(
-        self, graph: Graph, first: Graph, derivative: Derivative, run: Callable, eager: Callable
+        self, graph: Graph, first: Graph, derivative: Derivative, run: Callable, rerun: Rerun
     ):
-        """``first`` is the first half as it runs, ``run`` runs the second; ``eager(leaves)`` gives
-        the outputs by running the function itself."""
-        self.derivative, self.run, self.eager = derivative, run, eager
+        """``first`` is the first half as it runs, ``run`` runs the second."""
+        self.derivative, self.run, self.rerun = derivative, run, rerun
         self.lock = threading.RLock()
         self.native = False  # the first half lends what it saves, this one gives copies
         self._last: Callable[[], Replay | None] = lambda: None
+        self._before: Before | None = None  # what the call in progress began with
         outputs = [first.outputs[k] for k in derivative.differentiable]
         self.shapes = [v.shape for v in outputs]
         self.dtypes = [v.dtype for v in outputs]
@@ -167,6 +168,7 @@ class SecondHalf:
         """The record of a call that has just run the first half."""
         n = _new(Replay)
         n.half, n.edges, n.saved, n.values, n.leaves = self, edges, saved, values, leaves
+        n.before = self._before
         n.out, n.shape, n.time, n.run = None, self.shapes[0] if self.single else (), clock.now, _run
         self._last = weakref.ref(n)
         return n
@@ -180,8 +182,10 @@ class SecondHalf:
         for index, place in enumerate(places):
             outputs[place]._node = engine.Part(node, index, self.shapes[index])
 
-    def make_room(self) -> None:
-        """Save what the next call is about to overwrite."""
+    def begin(self, leaves: Sequence) -> None:
+        """Save what a call is about to overwrite."""
+        if self.rerun.needs_before:
+            self._before = self.rerun.before(leaves)
         node = self._last()
         if node is not None and self.native:
             pairs = zip(node.values, self.reads, strict=False)  # empty after its backward
@@ -210,27 +214,31 @@ class SecondHalf:
             found.append(d if d.dtype == dtype else d.astype(dtype))
         return found
 
-    def again(self, leaves: Sequence, g) -> Sequence:
+    def again(self, node: Replay, g) -> Sequence:
         """The gradients as tensors, by an eager run: with a history if that is on, or of what an
         open transformation carries."""
         parts = {0: g} if self.single else g
-        with grad_mode(True):
-            outputs = self.eager(leaves)
-        wanted = [outputs[self.derivative.differentiable[k]] for k in parts]
-        targets, recorded = self.targets(leaves), modes.local.grad
-        return engine.grad(
-            wanted, targets, list(parts.values()), create_graph=recorded, allow_unused=True
-        )
+        create_graph = modes.local.grad
+        with self.rerun.as_before(node.before, node.leaves, node.time):
+            with grad_mode(True):
+                outputs = self.rerun(node.leaves)
+            wanted = [outputs[self.derivative.differentiable[k]] for k in parts]
+            targets = self.targets(node.leaves)
+            return engine.grad(
+                wanted, targets, list(parts.values()), create_graph=create_graph, allow_unused=True
+            )
 
 
 class Replay(engine.Node):
     """The record of one call of a compiled function; ``run`` replays the second half.
 
-    ``values`` is what that reads beside the cotangents, ``saved`` the tensors over some of it, and
-    ``leaves`` are the arguments of the call, for derivatives of the derivative.
+    ``values`` is what that reads beside the cotangents, ``saved`` the tensors over some of it.
+    For derivatives of the derivative, ``leaves`` are the arguments of the call and ``before`` is
+    what it began with.
     """
 
-    __slots__ = ("half", "leaves", "values")
+    __slots__ = ("before", "half", "leaves", "values")
+    before: Before | None
     half: SecondHalf
     edges: tuple
     saved: tuple
@@ -246,11 +254,12 @@ class Replay(engine.Node):
     def release(self) -> None:
         if self.saved or self.values:
             self.saved = self.values = self.leaves = ()
+            self.before = None
             self.time = -1
 
     def tensors(self, g) -> Sequence:
         self.check()
-        return self.half.again(self.leaves, g)
+        return self.half.again(self, g)
 
 
 _new = object.__new__

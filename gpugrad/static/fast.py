@@ -24,7 +24,7 @@ argument it reads
 and where the result goes on the tape of the caller, from the lock on
 
         with lock, half_lock:
-            make_room()
+            begin(args)
             r = entry(a0)
             if r is None: return MISS
             t0 = wrap(r[0].copy())
@@ -107,9 +107,9 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
     if program.half is None:
         s.add("    with lock:")
     else:
-        s.names.update(half_lock=program.half.lock, make_room=program.half.make_room)
+        s.names.update(half_lock=program.half.lock, begin=program.half.begin)
         s.add("    with lock, half_lock:")
-        s.add("        make_room()")
+        s.add("        begin(args)")
     if run.apart:
         s.names.update(are_free=program.gradients.are_free, gradients=program.gradients)
         s.add("        if not are_free(): return MISS")

@@ -14,14 +14,14 @@ from ..backend.numpy import xp as np
 from ..codegen.machine import machine
 from ..compiler import Changed
 from ..tensor import Tensor, bump_versions, wrap
-from ..tree import flatten
 from . import compose, gradients, output
 from .gradients import Gradients
 from .graph import Graph
 from .recording import Place, Recording
+from .rerun import Rerun
 from .run_cpu import NativeProgram
 from .runners import optimized, runner_for, with_draws
-from .sources import Argument, ArgumentGrad, HostResult, Live, LiveGrad
+from .sources import Argument, ArgumentGrad, HostResult, Live, tensor_of
 
 MISS = object()
 
@@ -90,7 +90,11 @@ class ReplayedProgram:
         if graph is None or derivative is None:
             return None
         run = runner_for(graph)
-        half = compose.SecondHalf(graph, self.graph, derivative, run, self._outputs)
+        places = enumerate(self.recording.places)
+        results = {p.result: k for k, p in places if p.__class__ is Place and p.result is not None}
+        ordered = [results[number] for number in sorted(results)]
+        rerun = Rerun(self.function, self.recording, self.recorded, ordered)
+        half = compose.SecondHalf(graph, self.graph, derivative, run, rerun)
         if self.run.__class__ is NativeProgram is run.__class__:
             self.run.saved, half.native = self.saved, True
         return half
@@ -113,13 +117,6 @@ class ReplayedProgram:
 
     # ---- the second half
 
-    def _outputs(self, leaves: Sequence) -> list:
-        """The outputs of the function itself, whose printing was seen already."""
-        with output.Output(shows=False):
-            returned, _ = flatten(self.function(leaves))
-        pairs = zip(self.recording.places, returned, strict=True)
-        return [t for p, t in pairs if p.__class__ is Place and p.result is not None]
-
     def _put_on_tape(self, outputs: list, leaves: Sequence, inputs: list, results) -> None:
         """Give the outputs one record, whose backward replays the second half."""
         half = self.half
@@ -132,7 +129,7 @@ class ReplayedProgram:
             arrays = [a for a in inputs if hasattr(a, "shape")]
             kept = [a.copy() if _overlaps(a, arrays) else a for a in kept]
         values = [kept[k] if saved else inputs[k] for saved, k in half.reads]
-        watched = [_tensor_of(source, leaves) for source in half.watched]
+        watched = [tensor_of(source, leaves) for source in half.watched]
         saved = tuple([t for t in watched if isinstance(t, Tensor)])
         half.attach(half.record(edges, saved, tuple(values), leaves), outputs)
 
@@ -149,6 +146,13 @@ class ReplayedProgram:
         for tensor, required in self._live:
             if (tensor._node is not None) is not required:
                 return MISS
+        if self.half is None:
+            return self._call(leaves)
+        with self.half.lock:
+            self.half.begin(leaves)
+            return self._call(leaves)
+
+    def _call(self, leaves: Sequence):
         inputs = self._inputs(leaves)
         if inputs is None:
             return MISS
@@ -159,13 +163,6 @@ class ReplayedProgram:
             self.take_back()
         if not self.gradients.are_free():
             self.gradients.leave()
-        if self.half is None:
-            return self._go(inputs, leaves)
-        with self.half.lock:
-            self.half.make_room()
-            return self._go(inputs, leaves)
-
-    def _go(self, inputs: list, leaves: Sequence):
         try:
             results = self.run(*inputs)
         except Exception:  # eager mode raises it where it belongs, if it is an error there
@@ -244,7 +241,7 @@ class ReplayedProgram:
         """Note the writes, for the checks of saved tensors."""
         written = []
         for k in self._stores:
-            tensor = _tensor_of(self.graph.sources[k], leaves)
+            tensor = tensor_of(self.graph.sources[k], leaves)
             if isinstance(tensor, Tensor):
                 written.append(tensor)
         if written:
@@ -293,16 +290,6 @@ def _overlaps(array, others: Iterable) -> bool:
     """Whether an array may share memory with one of some others."""
     may_share_memory = backend_arrays.array_module(array).may_share_memory
     return any(may_share_memory(array, other) for other in others)
-
-
-def _tensor_of(source, leaves: Sequence):
-    """The tensor whose memory a source reads; None or an array where there is no tensor."""
-    if source.__class__ is Argument:
-        return leaves[source.place]
-    if source.__class__ is ArgumentGrad:
-        return leaves[source.place].grad
-    tensor = getattr(source, "tensor", None)
-    return tensor.grad if source.__class__ is LiveGrad and tensor is not None else tensor
 
 
 def view_of(base: Tensor, chain: tuple) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..tensor import Tensor
@@ -135,3 +135,13 @@ class HostResult:
 
     def __str__(self) -> str:
         return f"{self.host.name} {self.place}"
+
+
+def tensor_of(source, leaves: Sequence):
+    """The tensor whose memory a source reads; None or an array where there is no tensor."""
+    if source.__class__ is Argument:
+        return leaves[source.place]
+    if source.__class__ is ArgumentGrad:
+        return leaves[source.place].grad
+    tensor = getattr(source, "tensor", None)
+    return tensor.grad if source.__class__ is LiveGrad and tensor is not None else tensor
