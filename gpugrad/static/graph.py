@@ -504,7 +504,8 @@ def difference(a: Graph, b: Graph, constants: bool = True) -> str | None:
     places = dict(zip(a.inputs, b.inputs, strict=True))
     for v, x, y in zip(a.inputs, a.sources, b.sources, strict=True):
         if x != y or v.type != places[v].type:
-            return f"{v!r} was {x} ({v.type}), then {y} ({places[v].type})"
+            before, now = (f"{s} ({u.type})" for s, u in ((x, v), (y, places[v])))
+            return f"{v!r} was {before}, then {'another' if now == before else now}"
     if len(a.constants) != len(b.constants):
         return f"{len(a.constants)} constants, then {len(b.constants)}"
     for (v, x), (w, y) in zip(a.constants.items(), b.constants.items(), strict=True):

@@ -28,7 +28,7 @@ from .passes.joining import join_rows
 from .passes.pools import mask_before_pools
 from .passes.totals import sum_in_passing
 from .record import bounds
-from .sources import Live, LiveArray
+from .sources import Live, LiveArray, LiveGrad
 
 _ALIGN = 64  # a cache line, and the widest vector
 _READABLE = 0x101  # NumPy's flags for C-contiguous and aligned
@@ -85,12 +85,16 @@ class NativeProgram:
         self._copied: dict[Value, _ndarray] = {}
         self._fixed: list[tuple[int, _ndarray]] = []
         self.given: list[tuple[int, Value]] = []
+        stored = {target for target, _ in graph.stores}
         for place, (v, source, a) in enumerate(
             zip(graph.inputs, graph.sources, inputs, strict=True)
         ):
+            live = isinstance(source, (Live, LiveArray))
+            if source.__class__ is LiveGrad and v not in stored:
+                live = False  # every backward pass leaves another array
             if v.dtype is None:
                 self.given.append((place, v))
-            elif not isinstance(source, (Live, LiveArray)):
+            elif not live:
                 self._arrays[v] = own = np.empty(v.shape, v.dtype)
                 self.given.append((place, v))
                 self._copied[v] = own

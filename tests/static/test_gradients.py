@@ -161,3 +161,34 @@ def test_branches_and_gradients_that_are_read_are_copied():
     for k in range(5):
         accumulating(gg.ones(4, 80))
         gg.testing.assert_close(layer.weight.grad, expected * (k + 2), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_gradients_of_the_call_before_are_read_where_they_are(strided, monkeypatch):
+    """An update first, the backward pass last: the program is planned once, not at every call."""
+    _, _, ours, theirs = pair()
+    steps = []
+    for model in (ours, theirs):
+        optimizer = gg.optim.SGD(model.parameters(), lr=0.3)
+        for p in model.parameters():
+            p.grad = gg.zeros_like(p)
+
+        def step(x, model=model, optimizer=optimizer):
+            optimizer.step()
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        steps.append(step)
+    builds, build = [], NativeProgram._build
+    monkeypatch.setattr(NativeProgram, "_build", lambda *a: builds.append(1) or build(*a))
+    compiled = gg.compile(steps[0])
+    for _ in range(8):
+        gg.testing.assert_close(compiled(X), steps[1](X), rtol=1e-4, atol=1e-6)
+        check(ours, theirs)
+        if strided:
+            for model in (ours, theirs):
+                model[0].weight.grad = gg.tensor(model[0].weight.grad.array.T.copy()).T
+    assert compiled.stats["programs"] == 1
+    assert len(builds) == 1
