@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # A forced OpenBLAS kernel changes both speed and rounding; it is read when NumPy is imported.
@@ -55,6 +56,17 @@ def torch():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def in_threads():
+    """Calls ``work(k)`` for k = 0 to 3 in four threads at once: the results, or an exception."""
+
+    def run(work):
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(work, range(4)))
+
+    return run
 
 
 class Judge:

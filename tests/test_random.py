@@ -1,7 +1,6 @@
 """Random numbers: the reference stream of Philox, distributions, seeds, states, threads."""
 
 import math
-import threading
 
 import numpy as np
 import pytest
@@ -167,17 +166,10 @@ def test_seeds():
         gg.set_rng_state(outer)
 
 
-def test_threads_share_a_generator_without_repeating():
-    g, found = seeded(), []
-
-    def work():
-        mine = [g.bits(17) for _ in range(200)]
-        found.extend(mine)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    drawn = np.sort(np.concatenate(found))
+def test_threads_share_a_generator_without_repeating(in_threads):
+    g = seeded()
+    found = in_threads(lambda _: np.stack([g.bits(17) for _ in range(200)]))
+    drawn = np.sort(np.stack(found), axis=None)
     np.testing.assert_array_equal(drawn, np.sort(seeded().bits(4 * 200 * 17)))
 
 

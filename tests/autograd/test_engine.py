@@ -717,58 +717,44 @@ def test_a_parameter_stepped_between_forward_and_backward():
 # threads
 
 
-def test_threads_on_separate_graphs():
-    errors = []
-
+def test_threads_on_separate_graphs(in_threads):
     def work(seed):
-        try:
-            r = np.random.default_rng(seed)
-            for _ in range(30):
-                a = r.normal(size=(8, 8))
-                x = gg.tensor(a, requires_grad=True)
-                (x @ x).tanh().sum().backward()
-                s = 1 - np.tanh(a @ a) ** 2
-                np.testing.assert_allclose(x.grad.numpy(), s @ a.T + a.T @ s, rtol=1e-10)
-        except Exception as error:
-            errors.append(error)
+        r = np.random.default_rng(seed)
+        for _ in range(30):
+            a = r.normal(size=(8, 8))
+            x = gg.tensor(a, requires_grad=True)
+            (x @ x).tanh().sum().backward()
+            s = 1 - np.tanh(a @ a) ** 2
+            np.testing.assert_allclose(x.grad.numpy(), s @ a.T + a.T @ s, rtol=1e-10)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert not errors
+    in_threads(work)
 
 
-def test_threads_that_only_compute_gradients_share_parameters():
+def test_threads_that_only_compute_gradients_share_parameters(in_threads):
     w = gg.tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
-    results = {}
 
     def work(k):
-        results[k] = [gg.autograd.grad((w * k).square().sum(), w)[0].numpy() for _ in range(50)]
+        return [gg.autograd.grad((w * k).square().sum(), w)[0].numpy() for _ in range(50)]
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(1, 5)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    for k, found in results.items():
+    for k, found in enumerate(in_threads(work)):
         for g in found:
             np.testing.assert_array_equal(g, 2 * k * k * w.detach().numpy())
 
 
 @pytest.mark.parametrize("n", [3, 1_000_000])
-def test_threads_add_to_the_grad_of_a_shared_parameter(n):
+def test_threads_add_to_the_grad_of_a_shared_parameter(n, in_threads):
     """No contribution may be lost (torch locks its AccumulateGrad)."""
     w = gg.zeros(n, requires_grad=True)
     w.grad = gg.zeros(n)
     start = threading.Barrier(4)
 
-    def work():
+    def work(_):
         one = gg.ones(n)
         start.wait()
         for _ in range(25):
             w.backward(one)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
+    in_threads(work)
     assert (w.grad.numpy() == 100.0).all()
 
 

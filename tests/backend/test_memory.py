@@ -1,7 +1,6 @@
 """Recycled buffers: a live result is never handed out again, an idle buffer is."""
 
 import gc
-import threading
 import weakref
 
 import numpy as np
@@ -143,22 +142,18 @@ def test_owns(pool):
     assert not pool.owns(a)
 
 
-def test_threads_get_different_memory(pool):
+def test_threads_get_different_memory(pool, in_threads):
     """Each writes its own number and must find it again."""
-    wrong = []
 
     def work(k):
         for _ in range(200):
             a, b = pool.empty((BIG // 4,), F32), pool.empty((BIG // 4,), F32)
-            a.fill(k)
+            a.fill(k + 1)
             b.fill(-k)
-            if not (a == k).all() or not (b == -k).all():
-                wrong.append(k)
+            assert (a == k + 1).all()
+            assert (b == -k).all()
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(1, 5)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert not wrong
+    in_threads(work)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -127,17 +127,12 @@ def test_settings_of_floating_point_errors_reach_the_threads(two_threads):
         assert (1.0 / x).isinf().all()
 
 
-def test_large_operations_from_several_threads(two_threads):
-    results = {}
-
+def test_large_operations_from_several_threads(two_threads, in_threads):
     def work(k):
         x = gg.full((400_000,), float(k))
-        results[k] = [(x * 2 + 1).sum().item() for _ in range(5)]
+        return [(x * 2 + 1).sum().item() for _ in range(5)]
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    for k, found in results.items():
+    for k, found in enumerate(in_threads(work)):
         assert found == [400_000 * (2 * k + 1.0)] * 5
 
 

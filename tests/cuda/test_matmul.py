@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import numpy as np
@@ -477,32 +476,23 @@ def test_a_workspace_outlives_the_pool_it_was_first_needed_in(cupy):
         assert pool.used_bytes() == -(-out.nbytes // 512) * 512
 
 
-def test_threads_share_handle_and_plans(cupy, rng):
+def test_threads_share_handle_and_plans(cupy, rng, in_threads):
     x, w = random(rng, (16, 24)), random(rng, (8, 24))
     bias = [np.full(8, float(k)) for k in range(4)]
     want = x @ w.T
     xd, wd = cupy.asarray(x), cupy.asarray(w)
-    failures = []
 
     def work(k):
-        try:
-            with cupy.cuda.Stream(non_blocking=True) as stream:
-                b = cupy.asarray(bias[k])
-                for _ in range(50):
-                    got = epilogues.affine(xd, wd, b)
-                    stream.synchronize()
-                    np.testing.assert_allclose(got.get(), want + k, rtol=1e-12)
-        except BaseException as error:
-            failures.append(error)
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            b = cupy.asarray(bias[k])
+            for _ in range(50):
+                got = epilogues.affine(xd, wd, b)
+                stream.synchronize()
+                np.testing.assert_allclose(got.get(), want + k, rtol=1e-12)
 
     epilogues.affine(xd, wd, cupy.asarray(bias[0]))
     cupy.cuda.Device().synchronize()
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not failures, failures[0]
+    in_threads(work)
 
 
 def test_host_cost_of_a_call(cupy, capsys):

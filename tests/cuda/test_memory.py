@@ -3,7 +3,6 @@
 import gc
 import pickle
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -233,24 +232,14 @@ def test_other_allocators_are_left_alone():
     del x, y
 
 
-def test_threads_allocate_at_once():
-    failures = []
-
-    def work():
-        try:
-            for _ in range(50):
-                kept = [mebibytes(1) for _ in range(3)]
-                del kept
-        except Exception as error:
-            failures.append(error)
+def test_threads_allocate_at_once(in_threads):
+    def work(_):
+        for _ in range(50):
+            kept = [mebibytes(1) for _ in range(3)]
+            del kept
 
     before = cuda.memory_allocated()
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not failures
+    in_threads(work)
     assert cuda.memory_allocated() == before
     assert before + MIB <= cuda.max_memory_allocated() <= before + 12 * MIB
 

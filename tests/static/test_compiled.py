@@ -1,7 +1,6 @@
 """What ``compile`` promises of functions: tapes, branches, numbers, surroundings, errors."""
 
 import math
-import threading
 import warnings
 
 import numpy as np
@@ -413,24 +412,17 @@ def test_the_last_smaller_batch_is_a_variant():
     assert compiled.stats["variants"] == 2
 
 
-def test_threads_may_call_at_once():
+def test_threads_may_call_at_once(in_threads):
     weight = gg.randn(16, 16)
     compiled = gg.compile(lambda x: (x @ weight).tanh().sum(1))
-    wrong = []
 
     def work(seed):
         generator = gg.Generator().manual_seed(seed)
         for _ in range(200):
             x = gg.randn(4, 16, generator=generator)
-            if not gg.allclose(compiled(x), (x @ weight).tanh().sum(1), atol=1e-5):
-                wrong.append(seed)
+            gg.testing.assert_close(compiled(x), (x @ weight).tanh().sum(1), rtol=1e-4, atol=1e-5)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not wrong
+    in_threads(work)
 
 
 def test_checked_calls():

@@ -1,7 +1,6 @@
 """Compiled functions on the tape of their caller: records, what they save, and derivatives."""
 
 import gc
-import threading
 import weakref
 
 import numpy as np
@@ -382,10 +381,9 @@ def test_memory_is_let_go(tolerance):
         gc.enable()
 
 
-def test_threads_go_forward_and_backward_at_once(tolerance):
+def test_threads_go_forward_and_backward_at_once(tolerance, in_threads):
     model = perceptron()
     compiled = warm(gg.compile(model), inputs(requires_grad=True))
-    wrong = []
 
     def work(seed):
         generator = gg.Generator().manual_seed(seed)
@@ -395,15 +393,9 @@ def test_threads_go_forward_and_backward_at_once(tolerance):
             for f in (compiled, model):
                 y, z = f(x), f(x * 2)
                 found.append(gg.autograd.grad((y * z).sum(), [x, *model.parameters()]))
-            if not all(gg.allclose(a, b, atol=1e-11) for a, b in zip(*found, strict=True)):
-                wrong.append(seed)
+            assert_close(*found)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not wrong
+    in_threads(work)
 
 
 @pytest.mark.skipif(machine() is None, reason="no compiler: pip install gpugrad[jit]")
