@@ -92,8 +92,9 @@ class Module:
         else:
             kind = self._registered.get(name)
             if kind is None:
+                if value is not self.__dict__.get(name, self):
+                    _writes.count += 1
                 object.__setattr__(self, name, value)
-                _writes.count += 1
                 return
             if value is not None and not (kind == BUFFER and isinstance(value, gg.Tensor)):
                 raise TypeError(
@@ -106,6 +107,7 @@ class Module:
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
+        _writes.count += 1
         if name in self._registered:
             del self._registered[name]
             self._non_persistent.discard(name)
@@ -116,6 +118,7 @@ class Module:
             raise AttributeError(f"cannot assign {kind}s before Module.__init__() call")
         registered[name] = kind
         self.__dict__[name] = value
+        _writes.count += 1
 
     def _check_new_name(self, name: str, kind: str) -> None:
         if "_registered" not in self.__dict__:
@@ -361,6 +364,7 @@ class Module:
         if isinstance(current, Parameter) and not isinstance(value, Parameter):
             value = Parameter(value, requires_grad=current.requires_grad)
         self.__dict__[name] = value
+        _writes.count += 1
 
     # -- mode, device and dtype --------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from .floats import FOLLOWED, Floats
 from .graph import Graph
 from .recording import Recording, record
 from .replay import MISS, ReplayedProgram
-from .surroundings import Identity, Surroundings
+from .surroundings import Identity, Snapshot, Surroundings
 
 # Recordings that may differ before a variant is given up.
 _ATTEMPTS = 6
@@ -56,6 +56,8 @@ class Compiled:
         self._fast: Callable[[Sequence], Any] | None = None  # the short way to the last program
         self.calls = 0
         self.recorded, self.record_seconds = 0, 0.0  # calls at which a recorder looked
+        self.rejected: str | None = None  # why no call is recorded any more
+        self._changes = 0  # recordings in a row that changed what the function reads
         self.floats = Floats()
 
     def __call__(self, *args, **kwargs):
@@ -65,7 +67,7 @@ class Compiled:
             if result is not MISS:
                 return result
         leaves, rebuild = flatten((args, kwargs)) if args or kwargs else ((), _no_arguments)
-        if modes.special and _is_part(leaves):
+        if self.rejected is not None or (modes.special and _is_part(leaves)):
             return self._function(*args, **kwargs)
         key = self._key(leaves, args, kwargs)
         with self.lock:
@@ -133,13 +135,13 @@ class Compiled:
             elif leaf.__class__ is float and place in self.floats.followed:
                 key.append((float, FOLLOWED))
             else:
-                key.append((leaf.__class__, _hashable(leaf)))
+                key.append((leaf.__class__, _hashable(leaf), *self.surroundings.of(leaf)))
         if len(leaves) > 1:
             key.append(_repetitions(leaves))
         if leaves:
             key.append(structure(args))
             key.append(structure(kwargs))
-        key.extend(self.surroundings.values())
+        key.append(self.surroundings.values())
         key.append(autocasting.key())
         return tuple(key)
 
@@ -161,7 +163,7 @@ class Compiled:
         counts = [len({k[_LEAVES + place] for k in others}) for place, _ in enumerate(leaves)]
         most = max(counts, default=0)
         if 2 * most < len(self._variants):
-            return "for other arguments"
+            return "for other arguments, or other values of what it reads beside them"
         leaf = leaves[counts.index(most)]
         if hasattr(leaf, "shape"):
             hint = "" if self.families is not None else "; dynamic=True keeps more sizes of a batch"
@@ -175,23 +177,28 @@ class Compiled:
         if self.floats.followed:
             leaves = self.floats.marked(leaves)
             args, kwargs = rebuild(leaves)
+        around = self.surroundings.snapshot(leaves)
         start = time.perf_counter()
         result, recording = record(self._function, args, kwargs, leaves, variant.before)
         self.record_seconds += time.perf_counter() - start
         self.recorded += 1
-        state, around = modes.local.autocast, self.surroundings.values()
+        self._look_around(recording, around)
+        state, around = modes.local.autocast, self.surroundings.snapshot(leaves)
 
         def function(leaves: Sequence):
-            if self.surroundings.values() != around:
+            changed = around.changed()
+            if changed is not None:
                 raise RuntimeError(
-                    f"{self.__name__} cannot run again as it was called: a number, an object or a "
-                    f"mode (training) that it reads beside its arguments is another now"
+                    f"{self.__name__} cannot run again as it was called: {changed}, which it "
+                    f"reads, is another now"
                 )
             given, named = rebuild(leaves)
             with autocasting.autocasting(state):
                 return self._function(*given, **named)
 
         variant.take(recording, function, self._borrow)
+        if variant.rejected is not None and self._changes:  # the next call has another variant
+            self.rejected = variant.rejected
         if variant.rejected is not None:
             if recording.numbers:  # another try, with the numbers as constants
                 self.floats.refuse()
@@ -199,6 +206,24 @@ class Compiled:
             else:
                 self._reject(variant.rejected)
         return result
+
+    def _look_around(self, recording: Recording, before: Snapshot) -> None:
+        """Whether a call changed what it reads, or drew random numbers of others: in its first
+        calls, to prepare itself, it may."""
+        self.surroundings.leave_out(recording.owners)
+        generator, changed = before.drawn(), before.changed()
+        if generator is not None:
+            what = f"it draws random numbers of {type(generator).__module__}: use gpugrad's"
+        elif changed is not None:
+            what = f"every call changes {changed}, which it reads"
+        else:
+            self._changes = 0
+            return
+        self._changes += 1
+        recording.escaped = recording.escaped or what
+        if self._changes >= _ATTEMPTS:
+            self.rejected = recording.escaped
+            self._reject(recording.escaped)
 
     def _reject(self, reason: str) -> None:
         if self._fullgraph:

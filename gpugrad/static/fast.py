@@ -1,7 +1,7 @@
 """The short way to a replay: one written-out function that checks that nothing has changed since
 the last call, runs the native program, and wraps what it computed.
 
-It serves calls with tensors and numbers as positional arguments, and answers ``MISS`` for
+It serves calls with tensors, numbers and objects as positional arguments, and answers ``MISS`` for
 everything that the general way (``compiled.py``) has to look at. For a training step with one
 argument it reads
 
@@ -39,9 +39,11 @@ from itertools import combinations
 from typing import Any
 
 from ..autograd.engine import Leaf, Part, spent_node
+from ..backend.arrays import is_array
 from ..compiler import Changed, module_writes
 from ..config import modes, settings
 from ..tensor import Tensor, clock, wrap
+from ..tree import flatten
 from .recording import Place
 from .replay import MISS, ReplayedProgram, view_of
 from .run_cpu import NativeProgram
@@ -78,7 +80,7 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
         return None
     if program.lends or recording.output:
         return None
-    if not all(isinstance(a, Tensor) or a.__class__ in (int, float, bool, str) for a in args):
+    if not all(_is_leaf(a) for a in args):
         return None
     if any(a.__class__ is float and (a == 0.0 or a != a) for a in args):
         return None  # -0.0 == 0.0, and a NaN is not itself
@@ -102,7 +104,7 @@ def make(compiled, program: ReplayedProgram, args: Sequence) -> Callable[[Sequen
                    wrap=wrap, lock=compiled.lock, entry=run.entry, program=program)  # fmt: skip
     s.names["compiled"] = compiled
     _check_surroundings(s, compiled.surroundings)
-    arrays = _check_arguments(s, args, recording.pinned, compiled.floats.followed)
+    arrays = _check_arguments(s, args, recording.pinned, compiled)
     _check_live(s, program)
     if program.half is None:
         s.add("    with lock:")
@@ -127,32 +129,33 @@ def _check_surroundings(s: _Source, surroundings) -> None:
         recording = "modes.unusual and not (modes.local.grad or modes.special)"
     s.unless(f"({recording})", f"writes.count == {module_writes.count}",
              f"settings.default_dtype is {dtype}")  # fmt: skip
-    conditions = []
-    for cell in surroundings.cells:
-        try:
-            value = cell.cell_contents
-        except ValueError:  # nothing was assigned to the variable: its use is an error
-            continue
-        conditions.append(f"{s.name(cell)}.cell_contents is {s.name(value)}")
-    table = s.name(surroundings.globals)
-    for name in surroundings.names:
-        conditions.append(f"{table}[{name!r}] is {s.name(surroundings.globals[name])}")
+    conditions = [read.condition(s.name) for read in surroundings.reads]
     if conditions:
         s.unless(*conditions)
 
 
-def _check_arguments(s: _Source, args: Sequence, pinned, followed: set[int]) -> dict[int, str]:
+def _is_leaf(argument) -> bool:
+    """Whether an argument is a tensor, a number, or an object that is nothing but itself."""
+    leaves, _ = flatten(argument)
+    return len(leaves) == 1 and leaves[0] is argument and not is_array(argument)
+
+
+def _check_arguments(s: _Source, args: Sequence, pinned, compiled) -> dict[int, str]:
     """The names of the arguments' arrays, by place."""
     arrays: dict[int, str] = {}
     s.unless(f"len(args) == {len(args)}")
     for k, a in enumerate(args):
         s.add(f"    x{k} = args[{k}]")
-        if a.__class__ is float and k in followed:
+        if a.__class__ is float and k in compiled.floats.followed:
             s.unless(f"x{k}.__class__ is float")
             arrays[k] = f"x{k}"
             continue
-        if not isinstance(a, Tensor):
+        if a.__class__ in (int, float, bool, str):
             s.unless(f"x{k}.__class__ is {s.name(a.__class__)}", f"x{k} == {s.name(a)}")
+            continue
+        if not isinstance(a, Tensor):
+            reads = compiled.surroundings.reads_of(a)
+            s.unless(f"x{k} is {s.name(a)}", *[read.condition(s.name) for read in reads])
             continue
         node = "is not None" if a._node is not None else "is None"
         if k in pinned:

@@ -118,6 +118,7 @@ class Recorder:
         self._memories = _Memories()
         self._written: dict[int, _Memory] = {}
         self._kept: list = []  # tensors, so that no identity comes twice
+        self.owners: list = []  # objects that count in Python, as a part of the program
         # why the program cannot be recorded, and the line; the program runs on, unrecorded
         self.failure: tuple[str, tuple[str, int]] | None = None
         self._asking: _Asking | None = None
@@ -512,7 +513,7 @@ class Recorder:
         """The numbers of the updates in the ``with`` block are those that ``call`` gives: it is
         asked before every replay, and does what Python does beside them (counting steps)."""
         self._asking = _Asking(self.graph, Host(name, id(owner), call, undo))
-        self._kept.append(owner)
+        self.owners.append(owner)
         try:
             yield
         finally:
@@ -617,7 +618,7 @@ class Recorder:
 
     def repeat(self, name: str, owner: Any, call: Callable[[], None], undo) -> None:
         """Python code without results that runs before every replay, too."""
-        self._kept.append(owner)
+        self.owners.append(owner)
         self.hosts.append(Host(name, id(owner), call, undo))
 
     def host(self, host: Host, results: Sequence) -> list:

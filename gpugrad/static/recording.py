@@ -73,6 +73,7 @@ class Recording:
 
     def __init__(self, recorder: Recorder, escaped: str | None):
         self.hosts, self.failure, self.escaped = recorder.hosts, recorder.failure, escaped
+        self.owners = recorder.owners
         self.way = tuple(recorder.path)
         # leaves that had no gradient when the call began and none when it was added to
         self.entered_without: set[int] = set()
