@@ -19,6 +19,7 @@ from ..backend.arrays import _ndarray, array_module, backend_of, every_value, is
 from ..backend.cupy import when_loaded
 from ..backend.memory import LARGE, exclusive
 from ..backend.numpy import xp as np
+from ..compiler import module_writes
 from ..config import grad_mode, modes
 from ..errors import SavedTensorError, at, user_line
 from ..ops import wide
@@ -634,15 +635,14 @@ class RemovableHandle:
 
     _next = 0
 
-    def __init__(self, hooks: dict):
-        self._hooks = weakref.ref(hooks) if not isinstance(hooks, dict) else (lambda: hooks)
+    def __init__(self, hooks: dict, of_leaf: bool):
+        self._hooks, self._of_leaf = hooks, of_leaf
         self.id = RemovableHandle._next
         RemovableHandle._next += 1
 
     def remove(self) -> None:
-        hooks = self._hooks()
-        if hooks is not None:
-            hooks.pop(self.id, None)
+        self._hooks.pop(self.id, None)
+        module_writes.count += self._of_leaf
 
     def __enter__(self):
         return self
@@ -654,9 +654,17 @@ class RemovableHandle:
 def register_hook(node: Node, hook: Callable, table=_hooks) -> RemovableHandle:
     """Call ``hook`` with the cotangent of a record's output when it is complete."""
     hooks = table.setdefault(node, {})
-    handle = RemovableHandle(hooks)
+    handle = RemovableHandle(hooks, isinstance(node, Leaf))
     hooks[handle.id] = hook
+    module_writes.count += isinstance(node, Leaf)  # compiled programs look again
     return handle
+
+
+def hooks_of(node: Node) -> tuple[Callable, ...]:
+    """The hooks of a record or leaf, of both kinds."""
+    if not _hooks.data and not _post_hooks.data:
+        return ()
+    return (*_hooks.get(node, {}).values(), *_post_hooks.get(node, {}).values())
 
 
 def retain_grad(tensor: Tensor) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from operator import is_
 from typing import Any, NamedTuple
 
 import gpugrad as gg
@@ -133,7 +134,11 @@ class Optimizer:
             device = {n: v for n, v in numbers.items() if _on_device(v)}
             if run.update not in (update, update.storing()) or not _same(device, run.device):
                 raise gg.compiler.Changed(f"{type(self).__name__} has other options now")
-            if run.all_state is not self.state or any(s.get(n) is not t for s, n, t in run.kept):
+            members = group["params"]
+            if len(members) != len(run.members) or not all(map(is_, members, run.members)):
+                raise gg.compiler.Changed(f"{type(self).__name__} has other parameters now")
+            forgotten = any(self.state.get(p) is not s for p, s in run.states)
+            if forgotten or any(s.get(n) is not t for s, n, t in run.kept):
                 raise gg.compiler.Changed(f"{type(self).__name__} has other state tensors now")
             if run.counts:
                 steps = {self._count(p, self.state[p], group) for p in run.params}
@@ -188,11 +193,12 @@ class Optimizer:
             "step" in update.scalars or "step" in self.state.get(params[0], ())
         )
         names = [*initial, *["step"] * counted, *["master"] * bool(batch.stored)]
-        states = [self.state[p] for p in params if p in self.state]
-        kept = [(s, n, s[n]) for s in states for n in names]
+        states = [(p, self.state[p]) for p in params if p in self.state]
+        kept = [(s, n, s[n]) for _, s in states for n in names]
         device = {n: v for n, v in numbers.items() if n != "step" and _on_device(v)}
         by_device = _on_device(self.found_inf) or any(map(_on_device, numbers.values()))
-        return _Run(update, group, params, counts, self.state, kept, device, by_device)
+        members = list(group["params"])
+        return _Run(update, group, params, counts, members, states, kept, device, by_device)
 
     _only_first_step_differs = False
 
@@ -487,15 +493,16 @@ def _loaded(p: gg.Tensor, name: str, value: Any, wide: bool) -> Any:
 
 
 class _Run(NamedTuple):
-    """An update that was recorded: of which parameters, whether their steps are counted, and their
-    state, by dictionary and name; the options that are tensors on a device, and whether the device
-    computes its numbers."""
+    """An update that was recorded: of which parameters, whether their steps are counted, all that
+    were in the group, and their state, by dictionary and name; the options that are tensors on a
+    device, and whether the device computes its numbers."""
 
     update: Any
     group: dict[str, Any]
     params: list[gg.Tensor]
     counts: bool
-    all_state: dict[gg.Tensor, dict[str, Any]]
+    members: list[gg.Tensor]
+    states: list[tuple[gg.Tensor, dict[str, Any]]]
     kept: list[tuple[dict[str, Any], str, gg.Tensor]]
     device: dict[str, gg.Tensor]
     by_device: bool

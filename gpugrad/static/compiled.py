@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import autocasting
+from ..autograd import engine
 from ..backend import arrays as backend_arrays
 from ..config import modes, settings
 from ..errors import at, user_line
@@ -129,7 +130,8 @@ class Compiled:
             if isinstance(leaf, Tensor):
                 a = leaf.array
                 without_grad = leaf.grad is None
-                key.append((a.shape, a.dtype, a.__class__, leaf._node is not None, without_grad))
+                history = leaf._node is not None and engine.hooks_of(leaf._node)
+                key.append((a.shape, a.dtype, a.__class__, history, without_grad))
             elif backend_arrays.is_array(leaf):
                 key.append((leaf.shape, leaf.dtype, leaf.__class__))
             elif leaf.__class__ is float and place in self.floats.followed:
@@ -210,7 +212,7 @@ class Compiled:
     def _look_around(self, recording: Recording, before: Snapshot) -> None:
         """Whether a call changed what it reads, or drew random numbers of others: in its first
         calls, to prepare itself, it may."""
-        self.surroundings.leave_out(recording.owners)
+        self.surroundings.leave_out([*recording.owners, *recording.arrays_outside()])
         generator, changed = before.drawn(), before.changed()
         if generator is not None:
             what = f"it draws random numbers of {type(generator).__module__}: use gpugrad's"
@@ -369,6 +371,8 @@ def _repetitions(leaves: Sequence) -> tuple | None:
 def _hashable(leaf):
     if leaf.__class__ is float:
         return leaf.hex()  # tells -0.0 from 0.0, and a NaN is itself
+    if leaf.__class__ is slice:
+        return tuple(map(_hashable, (leaf.start, leaf.stop, leaf.step)))
     try:
         hash(leaf)
     except TypeError:

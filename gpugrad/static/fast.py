@@ -38,7 +38,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
-from ..autograd.engine import Leaf, Part, spent_node
+from ..autograd.engine import Leaf, Part, hooks_of, spent_node
 from ..backend.arrays import is_array
 from ..compiler import Changed, module_writes
 from ..config import modes, settings
@@ -158,6 +158,8 @@ def _check_arguments(s: _Source, args: Sequence, pinned, compiled) -> dict[int, 
             s.unless(f"x{k} is {s.name(a)}", *[read.condition(s.name) for read in reads])
             continue
         node = "is not None" if a._node is not None else "is None"
+        if a._node is not None:
+            s.unless(f"not {s.name(hooks_of)}(x{k}._node)")
         if k in pinned:
             s.unless(f"x{k} is {s.name(a)}")
         s.unless(f"x{k}.__class__ is {s.name(a.__class__)}", f"x{k}._node {node}",

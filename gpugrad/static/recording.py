@@ -78,6 +78,10 @@ class Recording:
         # leaves that had no gradient when the call began and none when it was added to
         self.entered_without: set[int] = set()
 
+    def arrays_outside(self) -> list:
+        """The arrays that the program reaches by itself, and reads at every call."""
+        return [s.read() for s in self.graph.sources if isinstance(s, (Live, LiveArray))]
+
     def keep_pinned(self, before: Recording) -> None:
         """Leave as ``pinned`` the arguments that require a gradient and were the same tensors
         before: the program may reach them otherwise, too."""

@@ -12,7 +12,7 @@ from ..autograd import engine
 from ..backend import arrays as backend_arrays
 from ..backend.numpy import xp as np
 from ..codegen.machine import machine
-from ..compiler import Changed
+from ..compiler import Changed, module_writes
 from ..tensor import Tensor, bump_versions, wrap
 from . import compose, gradients, output
 from .gradients import Gradients
@@ -69,6 +69,13 @@ class ReplayedProgram:
         self._live = [
             (s.tensor, s.tensor.requires_grad) for s in self.graph.sources if s.__class__ is Live
         ]
+        leaves = [t for t, required in self._live if required]
+        leaves += [t for t, _ in recording.grads if isinstance(t, Tensor)]
+        # hooks of leaves that the program reaches by itself: they ran when it was recorded
+        self._hooks = [
+            (node, engine.hooks_of(node)) for node in {t._node: 0 for t in leaves} if node
+        ]
+        self._looked = module_writes.count
         self._stores = [self.graph.inputs.index(target) for target, _ in self.graph.stores]
         written = [self.graph.sources[k] for k in self._stores]
         arrays = [source for source in self.graph.sources if source.__class__ is not HostResult]
@@ -153,6 +160,10 @@ class ReplayedProgram:
             return self._call(leaves)
 
     def _call(self, leaves: Sequence):
+        if self._looked != module_writes.count:
+            if any(engine.hooks_of(node) != hooks for node, hooks in self._hooks):
+                return MISS
+            self._looked = module_writes.count
         inputs = self._inputs(leaves)
         if inputs is None:
             return MISS

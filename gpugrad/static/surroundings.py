@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import is_
 from typing import Any, NamedTuple
 
-from ..backend.arrays import is_array
+from ..backend.arrays import _ndarray, is_array
 from ..compiler import module_writes
 from ..tensor import Tensor
 
@@ -69,7 +69,8 @@ def _key(value):
 
 class Read(NamedTuple):
     """A place that is read: ``cell`` of a closure, ``item`` of a dict, ``attribute`` of an object,
-    ``contents`` of a container, or its ``length``. ``path`` is what a message calls it."""
+    ``contents`` of a container, or its ``length``, ``values`` of an array. ``path`` is what a
+    message calls it."""
 
     kind: str
     holder: Any
@@ -87,6 +88,8 @@ class Read(NamedTuple):
             return _contents(holder)
         if kind == "length":
             return len(holder)
+        if kind == "values":
+            return holder.tobytes()
         return _cell_contents(holder)
 
     def condition(self, name: Callable[[Any], str]) -> str:
@@ -101,6 +104,8 @@ class Read(NamedTuple):
             return f"{name(_same)}({name(_contents)}({holder}), {now})"
         if self.kind == "length":
             return f"len({holder}) == {now}"
+        if self.kind == "values":
+            return f"{holder}.tobytes() == {now}"
         if self.get() is _MISSING:
             return f"{name(_cell_contents)}({holder}) is {now}"
         return f"{holder}.cell_contents is {now}"
@@ -197,15 +202,19 @@ class _Walk:
         self._waiting = collections.deque([(root, path)])
         while self._waiting and len(self.reads) < _READS:
             self._visit(*self._waiting.popleft())
+        self.met = frozenset(self._seen)  # identities
 
     def _visit(self, value, path: str) -> None:
         cls = value.__class__
-        if cls in _PLAIN or isinstance(value, Tensor) or is_array(value):
+        if cls in _PLAIN or isinstance(value, Tensor):
             return
         if id(value) in self._seen or id(value) in self._apart:
             return
         self._seen[id(value)] = value
-        if isinstance(value, types.FunctionType):
+        if is_array(value):
+            if cls is _ndarray and value.size <= _ENTRIES and value.dtype.kind in "biufc":
+                self._read("values", value, None, path)
+        elif isinstance(value, types.FunctionType):
             self._function(value, path)
         elif isinstance(value, (types.MethodType, types.BuiltinMethodType)):
             self._later(path, value.__self__, getattr(value, "__func__", None))
@@ -240,7 +249,7 @@ class _Walk:
         if place not in self._read_already:
             self._read_already.add(place)
             self.reads.append(Read(kind, holder, name, path))
-            if kind not in ("contents", "length"):
+            if kind not in ("contents", "length", "values"):
                 self._later(path, self.reads[-1].get())
 
     def _function(self, function: types.FunctionType, path: str) -> None:
@@ -324,7 +333,7 @@ class _Surrounding:
             count = len(names)
             walk = _Walk(root, path, names, apart)
         self.root = root  # kept, so that its identity comes once
-        self.reads, self.generators = walk.reads, walk.generators
+        self.reads, self.generators, self.met = walk.reads, walk.generators, walk.met
         self._modules = walk.modules
         self._of_modules = _Attributes(())
         self._seen = -1
@@ -382,9 +391,13 @@ class Surroundings:
         self._own = _Surrounding(self.function, "self", self._names, self._apart)
         self._of_arguments: dict[int, _Surrounding] = {}
 
-    def leave_out(self, owners: Iterable) -> None:
-        """Objects that count in Python and whose counting is a part of programs: optimizers."""
-        self._apart.update((id(owner), owner) for owner in owners)
+    def leave_out(self, objects: Iterable) -> None:
+        """Do not look at objects that programs look at: arrays that they read at every call, and
+        owners of counts, as optimizers are."""
+        parts = {id(o): o for o in objects if id(o) not in self._apart}
+        self._apart.update(parts)
+        if any(parts.keys() & around.met for around in (self._own, *self._of_arguments.values())):
+            self.refresh()
 
     @property
     def reads(self) -> list[Read]:

@@ -119,6 +119,8 @@ def cases():
     tensors = [gg.full((3,), 2.0)]
     swap = lambda v: tensors.__setitem__(0, gg.full((3,), v))
     yield "list of tensors", lambda x: x * tensors[0], swap
+    table = np.full(3, 2.0)
+    yield "array that Python reads", lambda x: x * float(table[1]), lambda v: table.fill(v)
     ways = {2.0: gg.sin, 3.0: gg.exp}
     chosen = types.SimpleNamespace(f=gg.sin)
     yield "function", lambda x: chosen.f(x), lambda v: setattr(chosen, "f", ways[v])
@@ -295,6 +297,25 @@ def test_what_every_call_changes(path, function):
     else:
         assert found == [1.0, 1.0, 1.0, 1.0, 2.0] * 4
     assert compiled.stats["replays"] == 0
+
+
+def test_arrays_that_operations_read_are_inputs():
+    """Other values in them make no variants."""
+    array, tensor = np.ones(3), gg.ones(3, dtype=gg.float64)
+    compiled = gg.compile(lambda x: x * array + tensor, fullgraph=True)
+    for k in range(8):
+        array.fill(k)
+        tensor.fill_(k)
+        assert compiled(gg.ones(3, dtype=gg.float64)).tolist() == [2.0 * k] * 3
+    assert compiled.stats["recorded"] <= 3
+
+
+def test_slices_are_what_they_say():
+    compiled = gg.compile(lambda x, part: x[part] * 2)
+    for _ in range(4):
+        for k in (1, 2):
+            assert compiled(gg.arange(4.0), slice(k)).tolist() == [2.0 * i for i in range(k)]
+    assert compiled.stats["variants"] == 2
 
 
 def test_what_the_first_call_prepares_is_no_reason():

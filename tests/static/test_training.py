@@ -471,3 +471,61 @@ def test_a_checkpoint_draws_the_same_numbers_again(tolerance):
         return step, model
 
     check(make, tolerance)
+
+
+CHANGES = {
+    "the state is forgotten": lambda model, optimizer: optimizer.state.clear(),
+    "one state is forgotten": lambda model, optimizer: optimizer.state.pop(model.weight),
+    "a parameter is left out": lambda model, optimizer: optimizer.param_groups[0]["params"].pop(),
+    "a hook": lambda model, optimizer: model.weight.register_hook(lambda g: 3 * g),
+    "a hook after it": lambda model, optimizer: model.bias.register_post_accumulate_grad_hook(
+        lambda p: p.grad.mul_(-2)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_between_calls(change, tolerance):
+    """Of what an optimizer keeps, and of hooks of parameters, which may be removed again."""
+    found = []
+    for compiled in (True, False):
+        gg.manual_seed(0)
+        model = gg.nn.Linear(4, 3).double()
+        optimizer = gg.optim.Adam(model.parameters(), lr=0.1)
+
+        def step(x, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = model(x).square().sum()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        run = gg.compile(step) if compiled else step
+        losses, handle = [], None
+        for k in range(15):
+            if k == 5:
+                handle = CHANGES[change](model, optimizer)
+            if k == 10 and hasattr(handle, "remove"):
+                handle.remove()
+            losses.append(run(gg.randn(2, 4, dtype=gg.float64)).item())
+        if compiled:
+            assert run.stats["replays"] >= 6
+        found.append((losses, [p.tolist() for p in model.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_hooks_of_arguments(tolerance):
+    """An argument that the function itself goes backward to."""
+
+    def f(x):
+        (x * x).sum().backward()
+        return x.grad.clone()
+
+    compiled = gg.compile(f)
+    for hooked in (False,) * 4 + (True, False) * 4:
+        x = gg.tensor([1.0, 2.0], requires_grad=True)
+        if hooked:
+            x.register_hook(lambda g: 3 * g)
+        assert compiled(x).tolist() == ([6.0, 12.0] if hooked else [2.0, 4.0])
