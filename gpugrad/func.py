@@ -1,5 +1,5 @@
 """Transformations of functions: ``grad``, ``value_and_grad``, ``vjp``, ``jvp``, ``jacrev``,
-``jacfwd``, ``hessian``, ``vmap``.
+``jacfwd``, ``hessian``, ``vmap``, and ``functional_call``.
 
 Arguments and results are tensors or nested tuples, lists and dicts of them. The transformations
 compose with each other in any order and with the tape.
@@ -7,13 +7,14 @@ compose with each other in any order and with the tape.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from . import tree
 from .autograd.engine import Leaf, _count_users
 from .autograd.engine import grad as tape_grad
 from .backend.arrays import there
+from .compiler import module_writes
 from .config import grad_mode, modes
 from .creation import as_tensor
 from .dtypes import is_differentiable
@@ -364,3 +365,62 @@ def hvp(func: Callable, primals: tuple, tangents: tuple):
     both = value_and_grad(lambda x: sum_all(func(x)))
     (value, _), (_, product) = jvp(both, tuple(primals), tuple(tangents))
     return value, product
+
+
+def functional_call(
+    module,
+    parameters: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
+    args=(),
+    kwargs: Mapping | None = None,
+    *,
+    tie_weights: bool = True,
+    strict: bool = False,
+):
+    """``module(*args, **kwargs)`` with other parameters and buffers, by their paths.
+
+    The module is as before afterwards, but for what it wrote into given buffers in place.
+    ``parameters`` may be several dictionaries. A parameter that the module has under several names
+    is replaced under all of them, unless ``tie_weights`` is off. With ``strict`` none may be
+    missing. Raises RuntimeError for paths that the module does not have, and missing ones; then
+    nothing was called. Other threads must not use the module meanwhile.
+
+    >>> import gpugrad as gg
+    >>> layer = gg.nn.Linear(2, 1)
+    >>> weights = {"weight": gg.ones(1, 2), "bias": gg.zeros(1)}
+    >>> loss = lambda weights, x: gg.func.functional_call(layer, weights, (x,)).sum()
+    >>> gg.func.grad(loss)(weights, gg.tensor([[3.0, 4.0]]))["weight"]
+    tensor([[3., 4.]])
+    """
+    given: dict[str, Tensor] = {}
+    for part in [parameters] if isinstance(parameters, Mapping) else parameters:
+        twice = given.keys() & part.keys()
+        if twice:
+            raise ValueError(f"functional_call: {sorted(twice)} are in two of the dictionaries")
+        given.update(part)
+    own = dict(module.named_parameters(remove_duplicate=False))
+    own.update(module.named_buffers(remove_duplicate=False))
+    if unknown := given.keys() - own.keys():
+        raise RuntimeError(
+            f"functional_call: {type(module).__name__} has no {sorted(unknown)}, but {list(own)}"
+        )
+    if tie_weights:
+        new = {id(own[path]): tensor for path, tensor in given.items()}
+        given = {p: given.get(p, new[id(t)]) for p, t in own.items() if id(t) in new}
+    if strict and (missing := own.keys() - given.keys()):
+        raise RuntimeError(
+            f"functional_call: {sorted(missing)} of {type(module).__name__} are missing"
+        )
+    places = []
+    for path, tensor in given.items():
+        owner, _, name = path.rpartition(".")
+        places.append((vars(module.get_submodule(owner)), name, tensor, own[path]))
+    args = args if isinstance(args, tuple) else (args,)
+    try:
+        for attributes, name, tensor, _ in places:
+            attributes[name] = tensor
+        module_writes.count += 1  # compiled functions look again
+        return module(*args, **(kwargs or {}))
+    finally:
+        for attributes, name, _, before in places:
+            attributes[name] = before
+        module_writes.count += 1

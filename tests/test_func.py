@@ -328,3 +328,87 @@ def test_aux_carries_nothing_of_the_transformation():
     assert type(aux[0]) is gg.Tensor
     _, _, aux = gg.func.vjp(lambda v: (v * 1, v * 2), gg.ones(2), has_aux=True)
     assert not aux.requires_grad
+
+
+# ------------------------------------------------------------------------------------------------
+# functional_call
+
+
+class Tied(gg.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = gg.nn.Linear(3, 3)
+        self.b = gg.nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+        self.norm = gg.nn.BatchNorm1d(3)
+
+    def forward(self, x, scale=1.0):
+        return self.norm(self.b(self.a(x).tanh())) * scale
+
+
+def test_functional_call_is_a_call_with_other_parameters():
+    module, other = Tied().double(), Tied().double()
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    weights = {name: p.detach().clone() for name, p in other.named_parameters()}
+    buffers = {name: b.clone() for name, b in other.named_buffers()}
+    x = gg.randn(5, 3, dtype=gg.float64)
+    found = gg.func.functional_call(module, (weights, buffers), x, {"scale": 2.0}, strict=True)
+    gg.testing.assert_close(found, other(x, scale=2.0), rtol=0, atol=0)
+    for name, t in module.state_dict().items():
+        gg.testing.assert_close(t, before[name], rtol=0, atol=0)
+    for name, b in other.named_buffers():
+        gg.testing.assert_close(buffers[name], b, rtol=0, atol=0)
+    assert module.b.weight is module.a.weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_functional_call_and_shared_parameters(tied):
+    module = Tied().double().eval()
+    x, w = gg.randn(5, 3, dtype=gg.float64), gg.randn(3, 3, dtype=gg.float64)
+    found = gg.func.functional_call(module, {"a.weight": w}, (x,), tie_weights=tied)
+    second = w if tied else module.b.weight
+    hidden = gg.functional.linear(x, w, module.a.bias).tanh()
+    expected = module.norm(gg.functional.linear(hidden, second, module.b.bias))
+    gg.testing.assert_close(found, expected)
+
+
+def test_functional_call_with_vmap_and_grad():
+    """Gradients of each sample, and models in a batch."""
+    layer = gg.nn.Linear(3, 1).double()
+    weights = {name: p.detach() for name, p in layer.named_parameters()}
+    x = gg.randn(4, 3, dtype=gg.float64)
+    loss = lambda weights, x: gg.func.functional_call(layer, weights, (x,)).square().sum()
+    each = gg.vmap(gg.func.grad(loss), in_dims=(None, 0))(weights, x)
+    for k in range(4):
+        layer.zero_grad()
+        layer(x[k]).square().sum().backward()
+        gg.testing.assert_close(each["weight"][k], layer.weight.grad)
+        gg.testing.assert_close(each["bias"][k], layer.bias.grad)
+
+
+def test_functional_call_of_and_in_compiled_functions():
+    layer, x = gg.nn.Linear(3, 2).double(), gg.randn(4, 3, dtype=gg.float64)
+    call = lambda weights, x: gg.func.functional_call(layer, weights, (x,))
+    inside, module = gg.compile(call), gg.compile(layer)
+    for _ in range(6):
+        weights = {"weight": gg.randn(2, 3, dtype=gg.float64)}
+        expected = gg.functional.linear(x, weights["weight"], layer.bias)
+        gg.testing.assert_close(inside(weights, x), expected)
+        gg.testing.assert_close(gg.func.functional_call(module, weights, (x,)), expected)
+        gg.testing.assert_close(module(x), layer(x))
+    assert inside.stats["replays"] == 4
+
+
+def test_functional_call_errors():
+    layer, x = gg.nn.Linear(3, 2), gg.randn(4, 3)
+    weight = gg.zeros(2, 3)
+    with pytest.raises(RuntimeError, match=r"Linear has no \['weigth'\]"):
+        gg.func.functional_call(layer, {"weigth": weight}, (x,))
+    with pytest.raises(RuntimeError, match=r"\['bias'\] of Linear are missing"):
+        gg.func.functional_call(layer, {"weight": weight}, (x,), strict=True)
+    with pytest.raises(ValueError, match="in two of the dictionaries"):
+        gg.func.functional_call(layer, ({"weight": weight}, {"weight": weight}), (x,))
+    before = layer.weight
+    with pytest.raises(RuntimeError):
+        gg.func.functional_call(layer, {"weight": gg.zeros(2, 5)}, (x,))
+    assert layer.weight is before
