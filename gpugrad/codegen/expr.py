@@ -290,6 +290,23 @@ def topological(roots: Sequence[Expr]) -> list[Expr]:
     return order
 
 
+def described(roots: Sequence[Expr], order: Sequence[Expr], inputs: Sequence[str]) -> str:
+    """A text that differs for different expressions, whatever the names of their inputs; ``order``
+    are all below the roots."""
+    places: dict[int, int] = {}
+    parts = []
+    for e in order:
+        if e.op == "input":
+            args = str(inputs.index(e.args[0]))
+        elif e.op == "const":
+            args = repr(e.args[0])
+        else:
+            args = ",".join([str(places[id(a)]) for a in e.args])
+        places[id(e)] = len(places)
+        parts.append(f"{e.op} {args}")
+    return f"{'; '.join(parts)} -> {[places[id(e)] for e in roots]}"
+
+
 def substitute(roots: Sequence[Expr], replacements: dict[Expr, Expr]) -> list[Expr]:
     """The roots with some subexpressions replaced (outermost match first)."""
     done: dict[int, Expr] = {id(k): v for k, v in replacements.items()}

@@ -318,13 +318,14 @@ def _spread(call: Callable, size: int) -> None:
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
-def _compiled(program: Program, key, render: Callable[[Machine], str], kind):
-    """The function of a program for a key, made on first use; None where there is none."""
+def _compiled(program: Program, key, kind, write: Callable[..., str], *arguments):
+    """The function of a program for a key, written of these arguments and made on first use; None
+    where there is none."""
     if key in program.native:
         return program.native[key]
     compiler = machine()
     try:
-        function = kind(compiler.load(render(compiler)))
+        function = kind(compiler.kernel(write, program, *arguments))
     except Unsupported:
         function = None
     except RuntimeError as error:  # slower, not wrong
@@ -468,12 +469,8 @@ def _kernel_for(program: Program, operands: _Operands, sizes: list[int], strides
     """The kernel of a program for loops of these sizes over arrays, inputs first, of these strides;
     None where there is none."""
     pattern, dtype, depth = _inner_strides(operands.pattern, strides), operands.dtype, _depth(sizes)
-    return _compiled(
-        program,
-        (dtype, pattern, depth),
-        lambda compiler: _rows_kernel(compiler, program, dtype, pattern, depth),
-        _Kernel,
-    )
+    key = (dtype, pattern, depth)
+    return _compiled(program, key, _Kernel, _rows_kernel, *key)
 
 
 def _gains(program: Program, args: Sequence) -> bool:
@@ -688,9 +685,7 @@ def _compiled_update(program: Program, dtype, lists: int):
     element = ELEMENTS.get(dtype)
     if element is None:
         return None
-    return _compiled(
-        program, dtype, lambda compiler: _update_kernel(compiler, program, element, lists), _Update
-    )
+    return _compiled(program, dtype, _Update, _update_kernel, element, lists)
 
 
 def _update_kernel(compiler: Machine, program: Program, element: str, lists: int) -> str:
@@ -739,7 +734,7 @@ def _checker(compiler: Machine) -> Callable:
     per place in the lists, and the first ``written`` lists writeable.
     """
     if compiler.checker is None:
-        compiler.checker = _Check(compiler.load(_check_text(compiler)))
+        compiler.checker = _Check(compiler.kernel(_check_text))
     return compiler.checker
 
 
