@@ -3,7 +3,7 @@
 A file holds a digest and the code. The name is a hash of everything the code depends on, so that
 what is there is never stale; the digest tells whether it is whole. Code depends on its text, or on
 what the text is written for (``described``) and what writes it (``sources``). Imported when the
-first kernel is made: hashlib and tempfile take milliseconds.
+first kernel is made, and tempfile when one is kept: hashlib and tempfile take milliseconds each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 from types import FunctionType
@@ -102,6 +101,8 @@ def write(key: str, code: bytes) -> None:
     place = directory()
     if place is None:
         return
+    import tempfile
+
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         file, name = tempfile.mkstemp(dir=place)
