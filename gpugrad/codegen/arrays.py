@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .expr import Expr, inputs_of, topological
+from .expr import Expr, described, inputs_of, topological
 
 
 class Program:
@@ -23,6 +23,7 @@ class Program:
 
     __slots__ = (
         "_compiled",
+        "_description",
         "chooses_constants",
         "computed",
         "cuda_kernels",
@@ -50,6 +51,7 @@ class Program:
         self.used = {e.args[0] for e in order if e.op == "input"}
         self.steps = [e.op for e in order if e.op not in ("input", "const")]
         self.chooses_constants = any(_chooses_constants(e) for e in order)
+        self._description = ""
         self._compiled: dict = {}
         self.native: dict = {}  # kernels made by llvm.py, and how it calls them
         self.plans: dict = {}
@@ -57,6 +59,14 @@ class Program:
         self.cuda_plans: dict = {}
         # C++ statements that take the place of the expressions on CUDA, and their results' names
         self.cuda_source: tuple[str, Sequence[str]] | None = None
+
+    @property
+    def description(self) -> str:
+        """A text that differs for programs of which different native kernels are written."""
+        if not self._description:
+            of_outputs = described(self.outputs, self.order, self.inputs)
+            self._description = f"of {len(self.inputs)}: {of_outputs}"
+        return self._description
 
     def direct(self, functions, dtype=None, reuse: bool = True):
         """``f(*inputs)`` returning one array per output, in a list if there are several.

@@ -103,7 +103,7 @@ def layout(
 @functools.lru_cache(8)
 def kernel(compiler: Machine, element: str, integer: str) -> int:
     """The address of the kernel of products by BLAS."""
-    return compiler.load(text(compiler, element, integer))
+    return compiler.kernel(text, element, integer)
 
 
 def text(compiler: Machine, element: str, integer: str) -> str:

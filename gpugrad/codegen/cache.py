@@ -1,8 +1,9 @@
 """Object code on disk: a process that finds its kernels there compiles nothing.
 
 A file holds a digest and the code. The name is a hash of everything the code depends on, so that
-what is there is never stale; the digest tells whether it is whole. Imported when the first kernel
-is made: hashlib and tempfile take milliseconds.
+what is there is never stale; the digest tells whether it is whole. Code depends on its text, or on
+what the text is written for (``described``) and what writes it (``sources``). Imported when the
+first kernel is made, and tempfile when one is kept: hashlib and tempfile take milliseconds each.
 """
 
 from __future__ import annotations
@@ -10,13 +11,47 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from functools import lru_cache
 from pathlib import Path
+from types import FunctionType
+
+import numpy as np
+
+from . import IMPORTED
 
 
 def key_of(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def described(value) -> str:
+    """A text that differs for arguments of which different kernels are written."""
+    if value is None or value.__class__ in (str, int, bool, float):
+        return repr(value)
+    if isinstance(value, np.dtype):
+        return value.str
+    if isinstance(value, tuple):
+        return f"{value.__class__.__name__}({', '.join(map(described, value))})"
+    if isinstance(value, FunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value.description  # programs
+
+
+@lru_cache(1)
+def sources() -> str | None:
+    """A digest of the sources that write native kernels; None where nobody knows: there are none
+    here, or one is younger than this process, which may have imported an older one."""
+    place, found = os.path.dirname(__file__), hashlib.sha256()
+    try:
+        names = [n for n in os.listdir(place) if n.endswith(".py") and not n.startswith("cu")]
+        for name in sorted(names):
+            with open(os.path.join(place, name), "rb") as stream:
+                if os.fstat(stream.fileno()).st_mtime > IMPORTED:
+                    return None
+                found.update(stream.read())
+    except OSError:
+        return None
+    return found.hexdigest() if os.path.basename(__file__) in names else None
 
 
 def directory() -> Path | None:
@@ -66,6 +101,8 @@ def write(key: str, code: bytes) -> None:
     place = directory()
     if place is None:
         return
+    import tempfile
+
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         file, name = tempfile.mkstemp(dir=place)

@@ -56,10 +56,10 @@ def _scratch_place(arguments: str) -> int:
 
 @lru_cache(1024)
 def _trampoline(compiler: Machine, arguments: str, scratch: int, status: bool) -> int:
-    return compiler.load(_text(arguments, scratch, status))
+    return compiler.kernel(_text, arguments, scratch, status)
 
 
-def _text(arguments: str, scratch: int, status: bool) -> str:
+def _text(_: Machine, arguments: str, scratch: int, status: bool) -> str:
     code = Code()
     own = parameters(code)
     table, numbers, first, last = own

@@ -37,7 +37,7 @@ def task(source: np.ndarray, target: np.ndarray) -> Task | None:
 
 @lru_cache(64)
 def _kernel(compiler: Machine, source: str, target: str, signed: bool) -> int:
-    return compiler.load(_text(compiler, source, target, signed))
+    return compiler.kernel(_text, source, target, signed)
 
 
 def _text(compiler: Machine, source: str, target: str, signed: bool) -> str:

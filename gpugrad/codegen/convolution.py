@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import product
 from math import inf
 
@@ -53,12 +53,11 @@ _WeightKernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64]
 class Compiled:
     """A kernel for one layer and the scratch it needs."""
 
-    def __init__(self, layer: Layer, tile, text: Callable, scratch: Callable, kind=_Kernel):
-        compiler = machine()
+    def __init__(self, layer: Layer, tile, text: Callable, scratch: Callable, kind, *epilogue):
         self.layer, self.tile = layer, tile
         self.result = (layer.filters, *layer.out)  # the shape of a cotangent but for the batch
         self.scratch = scratch(layer, tile)
-        self.function = kind(compiler.load(text(compiler, layer, tile)))
+        self.function = kind(machine().kernel(text, layer, tile, *epilogue))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -242,8 +241,8 @@ def _cheapest(candidates):
 @lru_cache(4096)
 def _forward_kernel(layer: Layer, epilogue: Epilogue = PLAIN) -> Compiled | None:
     tile = _cheapest(_forward_tiles(layer))
-    text = partial(kernels.forward_text, epilogue=epilogue)
-    return Compiled(layer, tile, text, kernels.forward_scratch)
+    text, scratch = kernels.forward_text, kernels.forward_scratch
+    return Compiled(layer, tile, text, scratch, _Kernel, epilogue)
 
 
 def _forward_tiles(layer: Layer):
@@ -294,8 +293,8 @@ def _input_kernel(layer: Layer, epilogue: Epilogue = PLAIN) -> Compiled | None:
     bodies = len(kernels.row_phases(layer)) * len(kernels.pieces(layer.kernel[1], tile.taps))
     if bodies > BODIES:
         return None
-    text = partial(kernels.input_gradient_text, epilogue=epilogue)
-    return Compiled(layer, tile, text, kernels.input_gradient_scratch)
+    text, scratch = kernels.input_gradient_text, kernels.input_gradient_scratch
+    return Compiled(layer, tile, text, scratch, _Kernel, epilogue)
 
 
 def _input_tiles(layer: Layer):

@@ -226,6 +226,10 @@ def build(op: str, *args) -> Expr:
     return _intern(op, args) if simpler is None else simpler
 
 
+# An operation may have to be left out only if there is one of these among its arguments.
+_TO_LEAVE = ("const", "neg")
+
+
 def exactly(op: str, *args) -> Expr:
     """The expression ``op(args...)``, simplified only where no bit of the result changes.
 
@@ -233,8 +237,10 @@ def exactly(op: str, *args) -> Expr:
     for an infinite x. An argument that is an expression of inputs stays one of the result, so that
     shapes cannot change either.
     """
-    args = tuple(as_expr(a) for a in args)
+    args = tuple([a if a.__class__ is Expr else const(a) for a in args])
     a, b = args[0], args[-1]
+    if a.op not in _TO_LEAVE and b.op not in _TO_LEAVE:
+        return _intern(op, args)
     if op == "mul":
         if is_const(b, 1):
             return a
@@ -275,19 +281,38 @@ def literally(op: str, *args) -> Expr:
 def topological(roots: Sequence[Expr]) -> list[Expr]:
     """Every expression below the roots, arguments before users, without recursion."""
     order: list[Expr] = []
-    done: set[int] = set()
-    stack = [(root, False) for root in reversed(roots)]
+    done: set[Expr] = set()
+    expanded: set[Expr] = set()
+    stack = list(roots[::-1])
     while stack:
-        e, expanded = stack.pop()
-        if id(e) in done:
+        e = stack.pop()
+        if e in done:
             continue
-        if expanded or e.op in ("input", "const"):
-            done.add(id(e))
+        if e in expanded or e.op in ("input", "const"):
+            done.add(e)
             order.append(e)
         else:
-            stack.append((e, True))
-            stack.extend((a, False) for a in reversed(e.args))
+            expanded.add(e)
+            stack.append(e)
+            stack += e.args[::-1]
     return order
+
+
+def described(roots: Sequence[Expr], order: Sequence[Expr], inputs: Sequence[str]) -> str:
+    """A text that differs for different expressions, whatever the names of their inputs; ``order``
+    are all below the roots."""
+    places: dict[int, int] = {}
+    parts = []
+    for e in order:
+        if e.op == "input":
+            args = str(inputs.index(e.args[0]))
+        elif e.op == "const":
+            args = repr(e.args[0])
+        else:
+            args = ",".join([str(places[id(a)]) for a in e.args])
+        places[id(e)] = len(places)
+        parts.append(f"{e.op} {args}")
+    return f"{'; '.join(parts)} -> {[places[id(e)] for e in roots]}"
 
 
 def substitute(roots: Sequence[Expr], replacements: dict[Expr, Expr]) -> list[Expr]:
@@ -314,15 +339,15 @@ def evaluate(
 ) -> list:
     """Interpret expressions over any values: ``apply(name, *values)`` performs one primitive.
     ``order`` are the expressions below the roots, if they are known (``topological``)."""
-    values: dict[int, object] = {}
+    values: dict[Expr, object] = {}
     for e in topological(roots) if order is None else order:
         if e.op == "input":
-            values[id(e)] = env[e.args[0]]
+            values[e] = env[e.args[0]]
         elif e.op == "const":
-            values[id(e)] = e.args[0]
+            values[e] = e.args[0]
         else:
-            values[id(e)] = apply(e.op, *[values[id(a)] for a in e.args])
-    return [values[id(r)] for r in roots]
+            values[e] = apply(e.op, *[values[a] for a in e.args])
+    return [values[r] for r in roots]
 
 
 def gradients(root: Expr, wrt: Sequence[Expr], seed: Expr) -> list[Expr]:

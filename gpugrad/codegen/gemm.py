@@ -299,7 +299,7 @@ def _function(compiler: Machine, kernel: Kernel) -> int | None:
     key = ("gemm", *kernel[:2], kernel.pattern)
     if key not in made:
         try:
-            made[key] = compiler.load(gemm_kernels.text(compiler, kernel))
+            made[key] = compiler.kernel(gemm_kernels.text, kernel)
         except Unsupported:
             made[key] = None
         except RuntimeError as error:  # slower, not wrong

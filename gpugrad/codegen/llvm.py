@@ -318,13 +318,14 @@ def _spread(call: Callable, size: int) -> None:
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
-def _compiled(program: Program, key, render: Callable[[Machine], str], kind):
-    """The function of a program for a key, made on first use; None where there is none."""
+def _compiled(program: Program, key, kind, write: Callable[..., str], *arguments):
+    """The function of a program for a key, written of these arguments and made on first use; None
+    where there is none."""
     if key in program.native:
         return program.native[key]
     compiler = machine()
     try:
-        function = kind(compiler.load(render(compiler)))
+        function = kind(compiler.kernel(write, program, *arguments))
     except Unsupported:
         function = None
     except RuntimeError as error:  # slower, not wrong
@@ -441,9 +442,48 @@ def _plan(program: Program, args: Sequence) -> _Plan | None:
     return _Plan(kernel, operands, _table(sizes, strides), dtypes, _depth(sizes))
 
 
-def plan_into(program: Program, operands: _Operands, outputs: list) -> tuple[Any, array] | None:
-    """The kernel that computes a program into given arrays of any strides, and the table it reads;
-    None where there is none."""
+class Into(NamedTuple):
+    """How to compute a program into given arrays: ``places`` are those of the array objects in the
+    table that the kernel reads, of the arguments at ``positions`` and of the outputs; ``numbers``
+    are the positions of the numbers it takes."""
+
+    kernel: Any
+    table: array
+    places: range
+    positions: list[int]
+    numbers: list[int]
+    size: int
+
+
+def plan_into(program: Program, args: Sequence, outputs: list) -> Into | None:
+    """How to compute a program of arrays, integers or masks among them, and numbers into arrays of
+    any strides; None where there is no kernel. Looked for once for arrays that are laid out alike:
+    the layers of a network are."""
+    key = ("into", *map(_layout, args), *map(_layout, outputs))
+    plan = program.plans.get(key, Into)
+    if plan is Into:
+        if len(program.plans) >= _PLANS:
+            program.plans.clear()
+        plan = program.plans[key] = _plan_into(program, args, outputs)
+    return plan
+
+
+def _layout(a):
+    """What a plan depends on of an argument or an output."""
+    if a.__class__ is np.ndarray:
+        return a.shape, a.strides, a.dtype
+    return (a.__class__, a) if a.__class__ in (int, bool) else a.__class__
+
+
+def _plan_into(program: Program, args: Sequence, outputs: list) -> Into | None:
+    if not program.outputs or any(e.op == "const" for e in program.outputs):
+        return None
+    operands = _operands(program, args, integers=True)
+    if operands is None or any(o.shape != operands.shape for o in outputs):
+        return None
+    dtypes = [_BOOL if e.op in BOOLEAN else operands.dtype for e in program.outputs]
+    if any(o.dtype != d for o, d in zip(outputs, dtypes, strict=True)):
+        return None
     loops = _loops(operands.shape, [*operands.arrays, *outputs])
     if loops is None:
         return None
@@ -454,9 +494,8 @@ def plan_into(program: Program, operands: _Operands, outputs: list) -> tuple[Any
     if kernel is None:
         return None
     table, depth = _table(sizes, strides), _depth(sizes)
-    for k, a in enumerate([*operands.arrays, *outputs]):
-        table[depth + depth * k] = id(a)
-    return kernel, table
+    places, size = range(depth, len(table), depth), math.prod(operands.shape)
+    return Into(kernel, table, places, operands.positions, operands.numbers, size)
 
 
 def _depth(sizes: list[int]) -> int:
@@ -468,12 +507,8 @@ def _kernel_for(program: Program, operands: _Operands, sizes: list[int], strides
     """The kernel of a program for loops of these sizes over arrays, inputs first, of these strides;
     None where there is none."""
     pattern, dtype, depth = _inner_strides(operands.pattern, strides), operands.dtype, _depth(sizes)
-    return _compiled(
-        program,
-        (dtype, pattern, depth),
-        lambda compiler: _rows_kernel(compiler, program, dtype, pattern, depth),
-        _Kernel,
-    )
+    key = (dtype, pattern, depth)
+    return _compiled(program, key, _Kernel, _rows_kernel, *key)
 
 
 def _gains(program: Program, args: Sequence) -> bool:
@@ -688,9 +723,7 @@ def _compiled_update(program: Program, dtype, lists: int):
     element = ELEMENTS.get(dtype)
     if element is None:
         return None
-    return _compiled(
-        program, dtype, lambda compiler: _update_kernel(compiler, program, element, lists), _Update
-    )
+    return _compiled(program, dtype, _Update, _update_kernel, element, lists)
 
 
 def _update_kernel(compiler: Machine, program: Program, element: str, lists: int) -> str:
@@ -739,7 +772,7 @@ def _checker(compiler: Machine) -> Callable:
     per place in the lists, and the first ``written`` lists writeable.
     """
     if compiler.checker is None:
-        compiler.checker = _Check(compiler.load(_check_text(compiler)))
+        compiler.checker = _Check(compiler.kernel(_check_text))
     return compiler.checker
 
 

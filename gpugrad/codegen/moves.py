@@ -75,7 +75,7 @@ def _ordered(sizes: Sequence[int], source, target, itemsize: int) -> list[tuple[
 
 @lru_cache(8)
 def _copy_kernel(compiler: Machine, word: str) -> int:
-    return compiler.load(_copy_text(compiler, word))
+    return compiler.kernel(_copy_text, word)
 
 
 def _copy_text(compiler: Machine, word: str) -> str:
@@ -143,7 +143,7 @@ def _rows(kind: str, table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> 
 
 @lru_cache(16)
 def _rows_kernel(compiler: Machine, kind: str, element: str) -> int:
-    return compiler.load(_rows_text(compiler, kind, element))
+    return compiler.kernel(_rows_text, kind, element)
 
 
 def _rows_text(compiler: Machine, kind: str, element: str) -> str:
@@ -187,7 +187,7 @@ def check_range(index: np.ndarray, bound: int) -> Task | None:
 
 @lru_cache(4)
 def _check_kernel(compiler: Machine) -> int:
-    return compiler.load(_check_text(compiler))
+    return compiler.kernel(_check_text)
 
 
 def _check_text(compiler: Machine) -> str:
@@ -225,7 +225,7 @@ def sum_middle(x: np.ndarray, out: np.ndarray) -> Task | None:
 
 @lru_cache(4)
 def _sum_kernel(compiler: Machine, element: str) -> int:
-    return compiler.load(_sum_text(compiler, element))
+    return compiler.kernel(_sum_text, element)
 
 
 def _sum_text(compiler: Machine, element: str) -> str:
@@ -282,7 +282,7 @@ def fill(out: np.ndarray, value: float = 0.0) -> Task | None:
 
 @lru_cache(4)
 def _fill_kernel(compiler: Machine, element: str) -> int:
-    return compiler.load(_fill_text(compiler, element))
+    return compiler.kernel(_fill_text, element)
 
 
 def _fill_text(compiler: Machine, element: str) -> str:

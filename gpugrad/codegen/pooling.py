@@ -149,10 +149,10 @@ def _make_pool(element, image, kernel, stride, dilation) -> Pool | None:
 def _compiled(kind: str, pool: Pool) -> Callable:
     compiler = machine()
     if kind == "scatter":
-        return _Scatter(compiler.load(scatter_text(compiler, pool)))
+        return _Scatter(compiler.kernel(scatter_text, pool))
     if kind == "spread":
-        return _Forward(compiler.load(spread_text(compiler, pool)))
-    return _Forward(compiler.load(windows_text(compiler, pool, kind)))
+        return _Forward(compiler.kernel(spread_text, pool))
+    return _Forward(compiler.kernel(windows_text, pool, kind))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -115,6 +115,12 @@ class RowProgram:
         self._cuda: Callable | None = None
 
     @cached_property
+    def description(self) -> str:
+        """A text that differs for programs of which different kernels are written."""
+        kinds = [*self.inputs.values(), *[kind for kind, _ in self.outputs]]
+        return f"{' '.join(kinds)}: {self.program.description}"
+
+    @cached_property
     def _call(self) -> Callable:
         """See ``_call_source``; compiled programs have no need of it, and making it takes 1 ms."""
         names = {"ndarray": np.ndarray, "int64": _INT64, "copy": _copy}
@@ -403,8 +409,8 @@ class _Kernels:
             ctypes.c_void_p,
         )
         try:
-            text = _Writer(self.compiler, self.rows, self.element, lanes, short, most).text()
-            return kind(self.compiler.load(text))
+            given = (self.rows, self.element, lanes, short, most)
+            return kind(self.compiler.kernel(_text, *given))
         except llvm.Unsupported:
             return None
         except RuntimeError as error:  # slower, not wrong
@@ -489,6 +495,12 @@ class Schedule:
             passes.append([e for e in needed if e not in known])
             known.update(e for e in kept if e in needed)
         return passes
+
+
+def _text(
+    compiler: Machine, rows: RowProgram, element: str, lanes: int, short: bool, most: int
+) -> str:
+    return _Writer(compiler, rows, element, lanes, short, most).text()
 
 
 class _Writer:

@@ -51,7 +51,7 @@ def sum_to(x, shape: tuple[int, ...]):
 @lru_cache(1024)
 def _kernel(element: str, inner: int):
     compiler = machine()
-    return _Kernel(compiler.load(_text(compiler, element, inner)))
+    return _Kernel(compiler.kernel(_text, element, inner))
 
 
 def _text(compiler: Machine, element: str, inner: int) -> str:

@@ -91,8 +91,12 @@ done:
 """
 
 
+def _run_text(compiler: Machine) -> str:
+    return workers.parallel_text(compiler) + _RUN_TEXT
+
+
 def _runner(compiler: Machine):
-    return _Run(compiler.load(workers.parallel_text(compiler) + _RUN_TEXT))
+    return _Run(compiler.kernel(_run_text))
 
 
 class TaskList:

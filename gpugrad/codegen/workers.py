@@ -292,7 +292,7 @@ class Pool:
             self._word(word).value = ctypes.cast(function, ctypes.c_void_p).value
         self._call("pthread_mutex_init", "mutex", None)
         self._call("pthread_cond_init", "condition", None)
-        worker = _Worker(compiler.load(_worker_text(compiler)))
+        worker = _Worker(compiler.kernel(_worker_text))
         self.workers: list[threading.Thread] = []
         for k in range(1, threads):
             name = f"gpugrad-worker-{k}"

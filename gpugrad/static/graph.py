@@ -313,10 +313,11 @@ class Node:
     shape is needed; ``values`` are the values among them. ``line`` is where the program asked for
     it."""
 
-    __slots__ = ("call", "inputs", "line", "outputs", "pointwise", "values")
+    __slots__ = ("call", "expression", "inputs", "line", "outputs", "pointwise", "values")
 
     def __init__(self, call: Call, inputs: Sequence, outputs: Sequence[Value], line=None):
         self.call: Any = call  # of the class that one has looked at
+        self.expression: Any = UNKNOWN  # see ``expression_of``
         self.pointwise: Any = UNKNOWN  # what passes know of it as an elementwise node
         self.inputs = tuple(inputs)
         self.values = [i for i in self.inputs if i.__class__ is Value]
@@ -465,7 +466,14 @@ def _zeros(v: Value) -> Any:
 
 
 def expression_of(node: Node) -> Program | None:
-    """What an elementwise node computes, as a program of its inputs; None for other nodes."""
+    """What an elementwise node computes, as a program of its inputs; None for other nodes. A node
+    is looked at once."""
+    if node.expression is UNKNOWN:
+        node.expression = _expression(node)
+    return node.expression
+
+
+def _expression(node: Node) -> Program | None:
     if isinstance(node.call, ProgramCall):
         # an update of 16-bit tensors, or by them, computes in float32
         return None if node.call.__class__ is UpdateCall and reads_half(node) else node.call.program

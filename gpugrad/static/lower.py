@@ -150,25 +150,18 @@ def _slice(a, k: int, ndim: int):
 
 def elementwise_task(program: Program, args: Sequence, outputs: list) -> Task | None:
     """A program over arrays and numbers as one task; None if it has no kernel."""
-    if not program.outputs or any(e.op == "const" for e in program.outputs):
+    plan = llvm.plan_into(program, args, outputs)
+    if plan is None:
         return None
-    operands = llvm._operands(program, args, integers=True)
-    if operands is None or any(o.shape != operands.shape for o in outputs):
-        return None
-    dtypes = [_BOOL if e.op in llvm.BOOLEAN else operands.dtype for e in program.outputs]
-    if any(o.dtype != d for o, d in zip(outputs, dtypes, strict=True)):
-        return None
-    found = llvm.plan_into(program, operands, outputs)
-    if found is None:
-        return None
-    kernel, table = found
+    table = plan.table[:]
+    for place, a in zip(plan.places, [*[args[k] for k in plan.positions], *outputs], strict=True):
+        table[place] = id(a)
     try:
-        numbers = array("d", [args[k] for k in operands.numbers])
+        numbers = array("d", [args[k] for k in plan.numbers])
     except OverflowError:
         return None
-    size = prod(operands.shape)
-    parts = 1 if size < PARALLEL else min(64, size >> 13)
-    return Task(_address(kernel), table, numbers, parts, (args, outputs))
+    parts = 1 if plan.size < PARALLEL else min(64, plan.size >> 13)
+    return Task(_address(plan.kernel), table, numbers, parts, (args, outputs))
 
 
 def _address(function) -> int:

@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import is_not
 from typing import Any
 
 from ..backend.arrays import _ndarray
@@ -233,25 +234,23 @@ class NativeProgram:
                 return (o0,)
 
             def call(v0, v1, v7):
-                if v1 is not a1: return ANEW
+                if any(map(is_not, (v1, ), fixed)): return ANEW
                 ...
                 return [o0.copy()]
         """
-        namespace: dict = {"ANEW": _ANEW}
+        fixed = [a for _, a in self._fixed]
+        namespace: dict = {"ANEW": _ANEW, "is_not": is_not, "fixed": fixed}
         body = self._body(namespace)
         inputs = self.graph.inputs
         outputs = [_name(namespace, "o", a) for a in self.outputs]
         own = [f"{o}.copy()" if copy else o for o, copy in zip(outputs, self.copied, strict=True)]
-        check = [
-            f"    if v{inputs[place].number} is not {_name(namespace, 'a', a)}: return ANEW"
-            for place, a in self._fixed
-        ]
+        bound = "".join([f"v{inputs[place].number}, " for place, _ in self._fixed])
         lines = [
             f"def entry({', '.join(f'v{v.number}' for _, v in self.given)}):",
             *body,
             f"    return ({''.join(f'{o}, ' for o in outputs)})",
             f"def call({', '.join(f'v{v.number}' for v in inputs)}):",
-            *check,
+            f"    if any(map(is_not, ({bound}), fixed)): return ANEW",
             *body,
             f"    return [{', '.join(own)}]",
         ]
@@ -409,8 +408,8 @@ class _Planner:
             self._make_views(node)
 
     def _use(self, v: Value, k: int) -> None:
-        root = self.roots.get(v, v)
-        self.last[root] = max(self.last.get(root, 0), k)
+        """Note that a value is used at a time, none before the times that are known."""
+        self.last[self.roots.get(v, v)] = k
 
     def _find_views(self) -> None:
         """Whose memory a view lies in: asked of views of arrays without memory of their own."""

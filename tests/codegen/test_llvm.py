@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -16,8 +17,9 @@ import pytest
 import gpugrad as gg
 from gpugrad.codegen import cache, llvm, vector_math
 from gpugrad.codegen.arrays import Program
-from gpugrad.codegen.expr import topological
+from gpugrad.codegen.expr import build, topological, variable
 from gpugrad.codegen.functions import functions_for
+from gpugrad.codegen.gemm_kernels import Tile, text
 from gpugrad.codegen.machine import Machine, machine
 from gpugrad.ops import REGISTRY
 from gpugrad.ops.core import Elementwise
@@ -432,6 +434,7 @@ def test_numpy_computes_where_errors_raise():
 def test_numpy_computes_what_llvm_refuses(monkeypatch):
     x = np.linspace(0, 1, 20_000, dtype=np.float32)
     monkeypatch.setattr(vector_math, "FLOAT32", {"tanh": lambda v: v.code.emit("nonsense", v.type)})
+    monkeypatch.setattr(cache, "sources", lambda: None)  # which do not say so
     op = REGISTRY["tanh"]
     with pytest.warns(UserWarning, match="LLVM refuses"):
         assert llvm.run(Program([op.body], op.names, ()), [x]) is None
@@ -556,6 +559,67 @@ def test_kernels_are_kept_on_disk(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     assert run_script(GPUGRAD_CACHE_DIR=str(tmp_path / "file")) == ["1", wanted]
     assert run_script(GPUGRAD_CACHE_DIR="") == ["1", wanted]
+
+
+def written(compiler: Machine, program: Program, text: str) -> str:
+    programs_written.append(program)
+    return text
+
+
+programs_written: list[Program] = []
+TEXT = "define i64 @kernel() {{ ret i64 {} }}"
+
+
+def test_a_text_is_not_written_where_its_code_is_on_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPUGRAD_CACHE_DIR", str(tmp_path))
+    result = ctypes.CFUNCTYPE(ctypes.c_int64)
+    x, y = variable("x"), variable("y")
+    programs = [Program([build("sub", x, y)], inputs, ()) for inputs in ("xy", "yx")]
+    same = Program([build("sub", y, x)], "yx", ())
+    programs_written.clear()
+    for compiler in (Machine(), Machine()):
+        for k, program in enumerate((*programs, same)):
+            address = compiler.kernel(written, program, TEXT.format(k % 2))
+            assert result(address)() == k % 2
+        assert programs_written == programs
+    monkeypatch.setattr(cache, "sources", lambda: "others")
+    Machine().kernel(written, programs[0], TEXT.format(0))
+    assert programs_written == [*programs, programs[0]]
+
+
+def test_sources_that_are_younger_than_the_process_say_nothing(monkeypatch, tmp_path):
+    known = cache.sources()
+    assert known is not None
+    monkeypatch.setenv("GPUGRAD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cache, "IMPORTED", 0.0)
+    cache.sources.cache_clear()
+    programs_written.clear()
+    try:
+        assert cache.sources() is None
+        for _ in range(2):
+            compiler = Machine()
+            compiler.kernel(written, Program([], "", ()), TEXT.format(0))
+        assert len(programs_written) == 2
+        assert compiler.compiled == 0  # the text is found
+    finally:
+        monkeypatch.undo()
+        cache.sources.cache_clear()
+    assert cache.sources() == known
+
+
+def test_what_kernels_are_written_for():
+    x = variable("x")
+    others = (1, 1.0, True, -0.0, 0.0, math.inf, math.nan, None, "1", (), (1,), ((1,),))
+    programs = [Program([build("maximum", x, c)], "x", ()) for c in (1, 1.0, True, 0.0, -0.0)]
+    shared = build("mul", build("exp", x), build("exp", x))
+    programs += [Program([shared], "x", ()), Program([x, shared], "x", ())]
+    programs += [Program([shared, x], "x", ()), Program([shared], "ax", ())]
+    tiles = [Tile("float", 8, 6, 2), tuple(Tile("float", 8, 6, 2)), Tile("double", 8, 6, 2)]
+    dtypes = [np.dtype(d) for d in ("int8", "uint8", "float32")]
+    values = [*others, *programs, *tiles, *dtypes, text, written]
+    assert len({cache.described(v) for v in values}) == len(values)
+    with pytest.raises(AttributeError):
+        cache.described([1])
 
 
 def test_switched_off():

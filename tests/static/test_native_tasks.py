@@ -207,6 +207,25 @@ def test_integers_and_masks_that_have_no_task(rng):
         assert lower.elementwise_task(program, [large, number], [np.empty(5, "i8")]) is None
 
 
+def test_arrays_that_are_laid_out_alike_have_tasks_of_their_own(rng):
+    """Their plan is made once; numbers that equal each other without being the same have others."""
+    program = Program([build("add", A, build("mul", B, MASK))], ["a", "b", "mask"], ())
+    for dtype, numbers in (("float32", (2.0, -3.5)), ("int16", (1, True, 3))):
+        layouts = [lambda x: x, lambda x: x[:, 1:4], lambda x: x[::2], lambda x: x[0]]
+        tasks = []
+        for layout in layouts * 2:
+            for number in numbers:
+                a, b = (layout(rng.integers(-9, 9, (6, 6)).astype(dtype)) for _ in range(2))
+                out = poisoned(a.shape, dtype)
+                task = lower.elementwise_task(program, [a, b, number], [out])
+                tasks.append((task, out, a + b * number))
+        assert len(program.plans) == len(layouts) * (1 if dtype == "float32" else len(numbers))
+        program.plans.clear()
+        for task, out, wanted in tasks:
+            run(task)
+            np.testing.assert_array_equal(out, wanted)
+
+
 def test_a_program_of_integers_calls_no_numpy(rng):
     def masked(x, i, keep):
         chosen = (i * 2 + 1 > 7) & keep | ~(i == 3)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ...backend.numpy import xp as np
 from ...codegen import cuda, llvm, vector_math
+from ...codegen.arrays import Program
 from ...codegen.expr import Expr, exactly
 from ...codegen.rows import ELEMENT, HOLE, ROW
 from ..graph import (
@@ -141,12 +142,13 @@ class _Fusion:
         found = pointwise(node)
         if found is None:
             return None
-        steps = frozenset(found.program.steps)
-        if not steps <= _native(found.dtype, found.device):
+        program, shape, dtype, device = found
+        if not _is_native(program, dtype, device):
             return None
-        count, exact = len(found.program.steps), steps <= llvm.EXACT
-        part = _Part(found.shape, found.dtype, found.device, count, exact, None)
-        arrays = [v for _, v in read_by(found.program, node) if _is_array(v)]
+        part = _Part(shape, dtype, device, len(program.steps), _is_exact(program), None)
+        if self._layouts.keys().isdisjoint(node.values):
+            return part
+        arrays = [v for _, v in read_by(program, node) if _is_array(v)]
         return part if self._loops_exist(part, arrays) else None
 
     def _loops_exist(self, part: _Part, inputs: Iterable[Value]) -> bool:
@@ -360,6 +362,18 @@ def _native(dtype, device: str | None) -> frozenset[str]:
     if dtype is None:
         return llvm.EXACT
     return llvm.EXACT | vector_math.for_element(llvm.ELEMENTS[dtype]).keys()
+
+
+@lru_cache(maxsize=4096)
+def _is_native(program: Program, dtype, device: str | None) -> bool:
+    """Whether native loops know all primitives of a program."""
+    return _native(dtype, device).issuperset(program.steps)
+
+
+@lru_cache(maxsize=4096)
+def _is_exact(program: Program) -> bool:
+    """Whether all primitives of a program have the same bits everywhere."""
+    return llvm.EXACT.issuperset(program.steps)
 
 
 def _is_array(v) -> bool:

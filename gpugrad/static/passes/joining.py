@@ -221,14 +221,15 @@ class _Joining:
 
     def _waits_for_itself(self, members: Sequence[_Member]) -> bool:
         """Whether a node outside depends on one member, and another on it."""
-        mask = sum(1 << m.place for m in members)
-        needed = 0
-        for m in members:
-            needed |= self.uses.before[m.place]
-        needed &= ~mask
-        return any(
-            self.uses.before[k] & mask for k in range(len(self.uses.before)) if needed >> k & 1
-        )
+        inside = {m.place for m in members}
+        mask = sum([1 << place for place in inside])
+        makers = {
+            self.uses.maker[v]
+            for place in inside
+            for v in self.graph.nodes[place].values
+            if v in self.uses.maker
+        }
+        return any(self.uses.before[k] & mask for k in makers - inside)
 
     def _expressions(self, members: Sequence[_Member]) -> tuple[dict[Value, Any], dict[str, Any]]:
         """The results of all members, and what their variables stand for."""

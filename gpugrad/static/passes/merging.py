@@ -9,7 +9,8 @@ without copies, see ``stacking.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from math import prod
 from typing import NamedTuple
@@ -55,19 +56,26 @@ class _Merging:
     def __init__(self, graph: Graph):
         self.graph = graph.with_nodes(list(graph.nodes))
         self._results = set(graph.results())
-        self._stacks = Stacks(self.graph, self._results)
-        self._look()
+        self._maker: dict[Value, Node] = {}
+        self._readers: dict[Value, list[Node]] = defaultdict(list)
+        self._position = {id(node): k for k, node in enumerate(graph.nodes)}
+        self._note(graph.nodes)
+        self._stacks = Stacks(self.graph, self._results, self._maker, self._position)
 
-    def _look(self) -> None:
+    def _note(self, nodes: Iterable[Node]) -> None:
         """Note who makes and who reads each value."""
-        nodes = self.graph.nodes
-        self._maker = {v: node for node in nodes for v in node.outputs}
-        self._position = {id(node): k for k, node in enumerate(nodes)}
-        self._readers: dict[Value, list[Node]] = {}
         for node in nodes:
+            for v in node.outputs:
+                self._maker[v] = node
             for v in node.values:
-                self._readers.setdefault(v, []).append(node)
-        self._stacks.look(self._maker, self._position)
+                self._readers[v].append(node)
+
+    def _forget(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            for v in node.outputs:
+                del self._maker[v]
+            for v in node.values:
+                self._readers[v].remove(node)
 
     def _rewrite(self, gone: Sequence[Node], new: Sequence[Node]) -> None:
         """Put new nodes, in order, in the places of some; each as early as it can be computed.
@@ -75,14 +83,23 @@ class _Merging:
         left = {id(node) for node in gone}
         kept = [n for n in self.graph.nodes if id(n) not in left]
         keys = [float(self._position[id(n)]) for n in kept]
-        made = {v: key for n, key in zip(kept, keys, strict=True) for v in n.outputs}
+        made: dict[Value, float] = {}
         for node in new:
-            keys.append(max([made.get(v, -1.0) for v in node.values]) + 1 / 16)
+            reads = [made[v] if v in made else self._made_at(v) for v in node.values]
+            keys.append(max(reads) + 1 / 16)
             made.update(dict.fromkeys(node.outputs, keys[-1]))
         nodes = ordered([*kept, *new], keys)
         if nodes is not None:
             self.graph.nodes = nodes
-        self._look()
+            self._forget(gone)
+            self._note(new)
+            self._position.clear()
+            self._position.update({id(node): k for k, node in enumerate(nodes)})
+        self._stacks.forget()
+
+    def _made_at(self, v: Value) -> int:
+        node = self._maker.get(v)
+        return -1 if node is None else self._position[id(node)]
 
     # ---- sums
 
@@ -106,7 +123,7 @@ class _Merging:
             self._merge_terms(node, added, gone, list(terms.values()), merged)
 
     def _is_within_a_sum(self, v: Value) -> bool:
-        readers = self._readers.get(v, [])
+        readers = self._readers[v]
         return v not in self._results and len(readers) == 1 and _is_sum(readers[0])
 
     def _added_up(self, root: Node) -> tuple[list[Value], list[Node]]:
@@ -183,7 +200,7 @@ class _Merging:
         """Compute products with one weight together, if none of them waits for another."""
         groups: dict[tuple, list[Node]] = {}
         for node in self.graph.nodes:
-            if _is_plain(node) and node.call.op.name in ("affine", "linear", "linear_input"):
+            if _shares_weight(node) and _is_plain(node):
                 x, *others = node.inputs
                 work = prod(node.outputs[0].shape) * x.shape[-1]
                 if (
@@ -212,7 +229,8 @@ class _Merging:
                 batch.append(node)
                 taken |= bit[id(node)]
             mask |= bit.get(id(node), 0)
-            before.update(dict.fromkeys(node.outputs, mask))
+            for v in node.outputs:
+                before[v] = mask
         return batch
 
     def _together(self, nodes: list[Node]) -> None:
@@ -238,18 +256,24 @@ class _Merging:
 
 def _is_plain(node: Node) -> bool:
     """Whether it is an operation on arrays of a CPU, all of one dtype, float32 or float64."""
-    if node.call.__class__ is not OpCall or any(i.__class__ is not Value for i in node.inputs):
+    if node.call.__class__ is not OpCall or len(node.values) < len(node.inputs):
         return False
     values = [*node.inputs, *node.outputs]
     dtype = values[0].dtype
     return dtype in FLOATS and all(v.dtype == dtype and v.device is None for v in values)
 
 
+def _shares_weight(node: Node) -> bool:
+    """Whether it is a product that others with the same weight may be computed together with."""
+    names = ("affine", "linear", "linear_input")
+    return node.call.__class__ is OpCall and node.call.op.name in names
+
+
 def _is_sum(node: Node) -> bool:
     """Whether it adds two arrays, neither of which is broadcast."""
-    if not _is_plain(node) or node.call.op.name != "add":
+    if node.call.__class__ is not OpCall or node.call.op.name != "add":
         return False
-    return all(i.shape == node.outputs[0].shape for i in node.inputs)
+    return _is_plain(node) and all(i.shape == node.outputs[0].shape for i in node.inputs)
 
 
 def _product_term(node: Node, maker: dict[Value, Node]) -> _Term | None:

@@ -162,7 +162,7 @@ class Expressions:
             for name, v in read_by(program, node)
             if v.__class__ is Value and v.shape == shape and v not in found
         }
-        keeps = all(full & _names(e) for e in program.outputs)
+        keeps = all(full & names_in(e) for e in program.outputs)
         return found if keeps else {}
 
     def _number(self, v: Value) -> float | None:
@@ -172,7 +172,8 @@ class Expressions:
 
 
 @lru_cache(maxsize=4096)
-def _names(e: Expr) -> frozenset[str]:
+def names_in(e: Expr) -> frozenset[str]:
+    """The inputs that an expression reads."""
     return frozenset(i.args[0] for i in topological([e]) if i.op == "input")
 
 

@@ -14,7 +14,7 @@ from ...codegen import llvm
 from ...codegen.expr import Expr, exactly, topological
 from ...codegen.rows import ELEMENT
 from ..graph import Graph, Node, ProgramCall, RowsCall, Value, expression_of
-from .pointwise import Expressions, as_program, pointwise
+from .pointwise import Expressions, as_program, names_in, pointwise
 from .rowwise import rows_node
 
 # Primitive operations and readers of a value that is computed for each reader.
@@ -71,7 +71,9 @@ class _Cheap:
         if program is None or (not rows and pointwise(node) is None):
             return
         kinds = [kind for kind, _ in node.call.program.outputs] if rows else []
-        if not any(map(self._is_taken_in, node.outputs)):
+        given = dict(zip(program.inputs, node.inputs, strict=False))
+        outputs = zip(node.outputs, program.outputs, strict=True)
+        if not any(self._is_taken_in(v) and self._is_of_lasting(e, given) for v, e in outputs):
             return
         expressions = Expressions(graph)
         made = expressions.of(program, node, {}, exactly)
@@ -103,6 +105,12 @@ class _Cheap:
         readers = self._readers[v]
         few = v not in self._results and 0 < len(readers) <= _READERS
         return few and all(_takes_in(r, v) for r in readers)
+
+    def _is_of_lasting(self, e: Expr, given: dict[str, Any]) -> bool:
+        """Whether an expression reads arrays alone that are there from beginning to end."""
+        read = [given.get(name) for name in names_in(e)]
+        arrays = [i for i in read if i.__class__ is Value and i.dtype is not None]
+        return self._there.issuperset(arrays)
 
     def _is_cheap(self, v: Value, e, leaves: dict[str, Any]) -> bool:
         if not isinstance(e, Expr) or e.op in ("input", "const"):

@@ -33,7 +33,7 @@ class Replacements:
 
     def renewed(self, node: Node) -> Node:
         """A node that reads the values that stand for its inputs."""
-        if not any(v in self._of for v in node.values):
+        if self._of.keys().isdisjoint(node.values):
             return node
         inputs = [self.now(i) if i.__class__ is Value else i for i in node.inputs]
         return Node(node.call, inputs, node.outputs, node.line)
@@ -49,6 +49,17 @@ class Replacements:
 def ordered(nodes: Sequence[Node], keys: Sequence[float]) -> list[Node] | None:
     """Nodes in an order in which each comes after those that it reads, that of their keys as far as
     possible; None if there is none."""
+    by_key = sorted(range(len(nodes)), key=keys.__getitem__)
+    missing = {v for node in nodes for v in node.outputs}
+    for k in by_key:
+        if not missing.isdisjoint(nodes[k].values):
+            return _in_some_order(nodes, keys)
+        missing.difference_update(nodes[k].outputs)
+    return [nodes[k] for k in by_key]
+
+
+def _in_some_order(nodes: Sequence[Node], keys: Sequence[float]) -> list[Node] | None:
+    """The same, where the order of the keys is none."""
     maker = {v: k for k, node in enumerate(nodes) for v in node.outputs}
     needed = [{maker[v] for v in node.values if v in maker} for node in nodes]
     after: list[list[int]] = [[] for _ in nodes]

@@ -60,17 +60,19 @@ class _Stack(NamedTuple):
 
 
 class Stacks:
-    """The stacks of a graph's values."""
+    """The stacks of a graph's values; ``maker`` and ``position`` follow its nodes."""
 
-    def __init__(self, graph: Graph, results: set[Value]):
+    def __init__(
+        self, graph: Graph, results: set[Value], maker: dict[Value, Node], position: dict[int, int]
+    ):
         self._graph, self._results = graph, results
+        self._maker, self._position = maker, position
         self._made: list[_Stack] = []
         self._placed: set[Value] = set()  # in a ``cat``
 
-    def look(self, maker: dict[Value, Node], position: dict[int, int]) -> None:
-        """The nodes of the graph have changed."""
-        self._maker, self._position = maker, position
-        self._made = [stack for stack in self._made if stack.value in maker]
+    def forget(self) -> None:
+        """Forget what no node of the graph makes."""
+        self._made = [stack for stack in self._made if stack.value in self._maker]
 
     def order(self, lists: list[list[Value]]) -> list[int] | None:
         """The order in which the values of every list are to be stacked; None if too many would
