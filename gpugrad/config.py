@@ -61,6 +61,13 @@ class Modes:
 modes = Modes()
 
 
+def lone_recorder() -> Any:
+    """The recorder of the calling thread, if it is all that is special there; None else."""
+    local = modes.local
+    alone = local.autocast is None and not local.levels and not local.anomaly
+    return local.recording if alone else None
+
+
 @contextmanager
 def grad_mode(enabled: bool):
     """Record operations in this thread, or not."""

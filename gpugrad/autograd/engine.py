@@ -567,14 +567,12 @@ def _saved(node: Node) -> Sequence:
 
 
 def _sum_recorded(recorder, a, b, line):
-    if a is None or b is None or a.__class__ is Parts or isinstance(a, Tensor):
-        return _sum(a, b)
-    recorder.line = line
-    try:
-        with there(a):
-            return recorder.operation(REGISTRY["add"], (a, b), {})
-    finally:
+    total = _sum(a, b)
+    if not (a is None or b is None or a.__class__ is Parts or isinstance(a, Tensor)):
+        recorder.line = line
+        recorder.elementwise(REGISTRY["add"], (a, b), total)
         recorder.line = None
+    return total
 
 
 def _accumulate(leaf: Leaf, g, owned: bool, recorder=None) -> None:

@@ -11,7 +11,7 @@ can run. Two shapes of code are made from one expression:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class Program:
         "order",
         "outputs",
         "plans",
+        "small",
         "steps",
         "used",
     )
@@ -51,6 +52,7 @@ class Program:
         self.steps = [e.op for e in order if e.op not in ("input", "const")]
         self.chooses_constants = any(_chooses_constants(e) for e in order)
         self._compiled: dict = {}
+        self.small: Callable | None = None  # ``for_small``, once it was asked for
         self.native: dict = {}  # kernels made by llvm.py, and how it calls them
         self.plans: dict = {}
         self.cuda_kernels: dict = {}  # the same of cuda.py
@@ -73,6 +75,11 @@ class Program:
             )
             compiled = self._compiled[key] = compile_program(source, functions, constants, dtype)
         return compiled
+
+    def for_small(self, functions) -> Callable:
+        """``direct`` for arrays of which some have dimensions, as ``small`` from now on."""
+        self.small = self.direct(functions)
+        return self.small
 
     def block(self, functions, in_place: Sequence[str | None], dtype=None):
         """``(f, float scratch arrays, bool scratch arrays)``; output k overwrites

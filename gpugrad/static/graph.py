@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..backend.arrays import _ndarray, array_module, to_numpy
+from ..backend.arrays import to_numpy
 from ..backend.numpy import xp as np
 from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
@@ -123,8 +123,7 @@ class ProgramCall(Call):
         self.program = program
 
     def evaluate(self, args):
-        first = next((a for a in args if a.__class__ is _ndarray or hasattr(a, "dtype")), 1.0)
-        results = run_program(self.program, args, array_module(first))
+        results = run_program(self.program, args)
         return (results,) if len(self.program.outputs) == 1 else results
 
     def key(self):
@@ -319,7 +318,10 @@ class Node:
         self.call: Any = call  # of the class that one has looked at
         self.pointwise: Any = UNKNOWN  # what passes know of it as an elementwise node
         self.inputs = tuple(inputs)
-        self.values = [i for i in self.inputs if i.__class__ is Value]
+        self.values = values = []
+        for i in self.inputs:  # a comprehension would be a call more
+            if i.__class__ is Value:
+                values.append(i)
         self.outputs, self.line = tuple(outputs), line
 
     def __repr__(self) -> str:

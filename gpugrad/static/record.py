@@ -10,16 +10,16 @@ that nobody reported, and such an array is taken for one that existed before. A 
 tells the two apart: what existed before is the same object again, what was made is another one, and
 then the program is not replayed (``recording.py``).
 
-Memory that is written: arrays share a ``_Memory`` with the array they are views of, and its version
-counts the writes. An array whose version is behind is derived anew from its base, so that the graph
-stays pure.
+Most arrays are computed once, and known by their value alone. An array from outside, or one that is
+written or has views, is an ``_Owner`` of memory, whose version counts the writes; a ``_View`` whose
+version is behind is derived anew from its parent, so that the graph stays pure.
 """
 
 from __future__ import annotations
 
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..codegen.rows import RowProgram
 from ..config import modes
 from ..errors import Line, user_line
 from ..foreach import on_device
-from ..ops.core import REGISTRY, Meta, Op, Rule
+from ..ops.core import REGISTRY, Elementwise, Meta, Op, Rule
 from ..tensor import Tensor
 from .graph import (
     Call,
@@ -64,10 +64,6 @@ class _Owner:
         self.version = 0
         self.shared = False  # with another argument
 
-    @property
-    def owner(self) -> _Owner:
-        return self
-
 
 class _View:
     """A known array over the memory of another: its value at a version of that memory, and how it
@@ -77,8 +73,12 @@ class _View:
 
     def __init__(self, array, value: Value, parent: _Owner | _View, step: tuple[Op, dict]):
         self.array, self.value, self.parent, self.step = array, value, parent, step
-        self.owner: _Owner = parent.owner
+        self.owner = _owner(parent)
         self.version = self.owner.version
+
+
+def _owner(entry: _Owner | _View) -> _Owner:
+    return entry.owner if isinstance(entry, _View) else entry
 
 
 class _Memories:
@@ -90,24 +90,33 @@ class _Memories:
     """
 
     def __init__(self):
-        self._spans: list[tuple[int, int, int, _Owner]] = []  # sorted by their first addresses
-        self._new: list[_Owner] = []
+        self._spans: list[tuple[int, int, int, Any]] = []  # sorted by their first addresses
+        self._new: list[Any] = []
         self._longest = 0
         self.add = self._new.append
 
-    def overlapping(self, array) -> list[_Owner]:
-        """What shares memory with an array, as far as bounds tell."""
+    def overlapping(self, array) -> list:
+        """The arrays that share memory with one, as far as bounds tell."""
         if self._new:
-            for owner in self._new:
-                low, high = bounds(owner.array)
-                self._spans.append((low, high, id(owner), owner))
+            for known in self._new:
+                low, high = bounds(known)
+                self._spans.append((low, high, id(known), known))
                 self._longest = max(self._longest, high - low)
             self._new.clear()
             self._spans.sort()
         low, high = bounds(array)
         first = bisect_left(self._spans, (low - self._longest,))
         last = bisect_left(self._spans, (high,))
-        return [owner for _, end, _, owner in self._spans[first:last] if low < end]
+        return [known for _, end, _, known in self._spans[first:last] if low < end]
+
+
+class _Calls(dict):
+    """The calls of operations without parameters, and of elementwise programs: each once."""
+
+    def __missing__(self, what: Op | Program) -> Call:
+        call = ProgramCall(what) if isinstance(what, Program) else OpCall(what, {})
+        self[what] = call
+        return call
 
 
 class Recorder:
@@ -119,13 +128,14 @@ class Recorder:
         self.leaves: dict[int, tuple[Tensor, bool]] = {}  # tensors whose .grad was touched
         self._arguments: dict[int, Argument] = {}  # of tensors that are arguments
         self.hosts: list[Host] = []
-        self._known: dict[int, _Owner | _View] = {}  # by the identities of the arrays
+        # what arrays stand for, by their identities: values and numbers are what they are
+        self._known: dict[int, Value | float | _Owner | _View] = {}
         self._memories = _Memories()
         self.written: dict[int, _Owner] = {}
-        self._calls: dict[Op | Program, Call] = {}  # of what has no parameters: one for all
+        self._calls = _Calls()
         self._kept: list = []  # tensors, so that no identity comes twice
         # why the program cannot be recorded, and the line; the program runs on, unrecorded
-        self.failure: tuple[str, Line] | None = None
+        self.failure: tuple[str, Iterable] | None = None
         self._asking: _Asking | None = None
         self._drawing = False
         self._made: list[weakref.ref[Tensor]] = []
@@ -155,7 +165,11 @@ class Recorder:
         """Let an array be an input of the program."""
         array = getattr(tensor_or_array, "array", tensor_or_array)
         if id(array) not in self._known:
-            overlapping = self._memories.overlapping(array)
+            overlapping = [
+                _owner(self._entry(x))
+                for x in self._memories.overlapping(array)
+                if self._is_known(x)
+            ]
             new = self._input(array, source)
             for owner in overlapping:
                 owner.shared = new.shared = True
@@ -184,21 +198,34 @@ class Recorder:
         """``array`` is a copy of ``other``."""
         self._own(array, self.value(other))
 
-    def value(self, array, tensor: Tensor | None = None) -> Value:
-        """The value of an array as it is now; an array never seen is an input."""
-        return self._current(self._entry(array, tensor))
+    def value(self, array, tensor: Tensor | None = None) -> Any:
+        """The value of an array as it is now (a number, if it stands for one); an array never seen
+        is an input."""
+        entry = self._known.get(id(array))
+        if entry is None:
+            entry = self._outside(array, tensor)
+        return self._current(entry)
 
-    def _entry(self, array, tensor: Tensor | None) -> _Owner | _View:
-        return self._known.get(id(array)) or self._outside(array, tensor)
+    def _entry(self, array, tensor: Tensor | None = None) -> _Owner | _View:
+        """Whose memory an array is."""
+        entry = self._known.get(id(array))
+        if isinstance(entry, Value):
+            entry = self._known[id(array)] = _Owner(array, entry)
+        elif entry is None:
+            entry = self._outside(array, tensor)
+        assert isinstance(entry, (_Owner, _View))
+        return entry
 
-    def _current(self, entry: _Owner | _View) -> Value:
-        if entry.__class__ is _View and entry.version != entry.owner.version:
-            op, params = entry.step
-            source = self._current(entry.parent)
-            entry.value = self._value_of(entry.array)
-            self._node(OpCall(op, params), (source,), (entry.value,))
-            entry.version = entry.owner.version
-        return entry.value
+    def _current(self, entry: Value | float | _Owner | _View) -> Any:
+        if isinstance(entry, _View):
+            if entry.version != entry.owner.version:
+                op, params = entry.step
+                source = self._current(entry.parent)
+                entry.value = self._value_of(entry.array)
+                self._node(OpCall(op, params), (source,), (entry.value,))
+                entry.version = entry.owner.version
+            return entry.value
+        return entry.value if isinstance(entry, _Owner) else entry
 
     def _outside(self, array, tensor: Tensor | None) -> _Owner:
         self._refuse_overlap(array)
@@ -208,7 +235,9 @@ class Recorder:
         value = self._value_of(array)
         self.graph.inputs.append(value)
         self.graph.sources.append(source)
-        return self._own(array, value, value)
+        entry = self._known[id(array)] = _Owner(array, value, value)
+        self._memories.add(array)
+        return entry
 
     def _refuse_overlap(self, array) -> None:
         """An unknown array over memory that is known: a view that nobody reported."""
@@ -218,11 +247,15 @@ class Recorder:
                 f"program, but was not made by an operation of gpugrad"
             )
 
-    def _own(self, array, value: Value, input: Value | None = None) -> _Owner:
-        """Know an array that is no view of a known one."""
-        entry = self._known[id(array)] = _Owner(array, value, input)
-        self._memories.add(entry)
-        return entry
+    def _own(self, array, value: Value) -> None:
+        """Know an array that was computed, and is no view of a known one."""
+        self._known[id(array)] = value
+        self._memories.add(array)
+
+    def stands_for(self, array, number: float) -> None:
+        """Take an array for a number wherever it is an argument."""
+        self._known[id(array)] = number
+        self._kept.append(array)
 
     def _value_of(self, array) -> Value:
         if array.__class__ is _ndarray:
@@ -260,18 +293,20 @@ class Recorder:
     def operation(self, op: Op, args: Sequence, params: dict):
         """``op.eval(*args, **params)``; arguments may be tensors."""
         arrays = [_array(a) for a in args]
-        call = OpCall(op, params) if params else self._call_of(op, OpCall, op, params)
+        if isinstance(op, Elementwise):
+            return self._computed(self._calls[op], args, arrays, [op.eval(*arrays)])[0]
+        call = OpCall(op, params) if params else self._calls[op]
         if op.shaped_by_values is not None and op.shaped_by_values(*arrays):
             self._refuse(f"the shape of {op.name} depends on values")
         if op.is_view and (not self._depth or (self._clean and self._all_known(arrays))):
             return self._view(call, args, arrays)
         return self._call(call, args, arrays, op.transparent)[0]
 
-    def _call_of(self, what: Op | Program, kind: type[Call], *parts) -> Call:
-        """The one call of an operation without parameters, or of a program."""
-        return self._calls.get(what) or self._calls.setdefault(what, kind(*parts))
+    def elementwise(self, op: Elementwise, args: Sequence, result) -> None:
+        """An elementwise operation was computed: ``result`` is an array of its own."""
+        self._computed(self._calls[op], args, [_array(a) for a in args], [result])
 
-    def _view(self, call: OpCall, args: Sequence, arrays: Sequence):
+    def _view(self, call: Any, args: Sequence, arrays: Sequence):
         (x,) = arrays
         source = self.value(x, args[0] if isinstance(args[0], Tensor) else None)
         z = call.op.eval(x, **call.params)
@@ -280,7 +315,7 @@ class Recorder:
         value = self._value_of(z)
         self._node(call, (source,), (value,))
         if z.size and backend_arrays.array_module(z).may_share_memory(z, x):
-            self._known[id(z)] = _View(z, value, self._known[id(x)], (call.op, call.params))
+            self._known[id(z)] = _View(z, value, self._entry(x), (call.op, call.params))
         else:
             self._own(z, value)
         return z
@@ -314,8 +349,8 @@ class Recorder:
 
     def program(self, program: Program, args: Sequence) -> Sequence:
         """The results of an elementwise program."""
-        call = self._call_of(program, ProgramCall, program)
-        return self._call(call, args, [_array(a) for a in args])
+        call, arrays = self._calls[program], [_array(a) for a in args]
+        return self._computed(call, args, arrays, list(call.evaluate(arrays)))
 
     def rows(self, program: RowProgram, args: Sequence) -> Sequence:
         """The results of a program over rows."""
@@ -338,42 +373,68 @@ class Recorder:
     ) -> list:
         """Compute, and note either one node, or what the computation itself reported. ``arrays``
         are the arguments with arrays for tensors."""
-        if self._depth and not (self._clean and self._all_known(arrays)):
-            self._clean = False
+        if self._is_unexplained(arrays):
             return list(call.evaluate(arrays))
-        known, nodes = self._known, self.graph.nodes
-        inputs = []
-        for k, x in enumerate(arrays):
-            entry = known.get(id(x))
-            inputs.append(entry.value if entry.__class__ is _Owner else self._reference(args[k]))
-        mark, before, clean = len(nodes), len(known), self._clean
+        inputs = self._inputs(args, arrays)
+        mark, before, clean = len(self.graph.nodes), len(self._known), self._clean
         self._depth, self._clean = self._depth + 1, transparent
         try:
             results = list(call.evaluate(arrays))
         finally:
             self._depth -= 1
         inner, self._clean = self._clean, clean
-        for k, r in enumerate(results):
-            if r.__class__ is not _ndarray:
-                results[k] = _as_array(r, arrays)
         if transparent:
             if inner and self._explains(results, arrays, mark):
                 return results
-            del nodes[mark:]
-            while len(known) > before:  # what the call has made known within
-                self._kept.append(known.popitem()[1])
+            del self.graph.nodes[mark:]
+            while len(self._known) > before:  # what the call has made known within
+                self._kept.append(self._known.popitem()[1])
+        return self._note(call, inputs, arrays, results)
+
+    def _computed(self, call: Call, args: Sequence, arrays: Sequence, results: list) -> list:
+        """What ``_call`` does, for a call that is computed already and reports nothing itself."""
+        if self._is_unexplained(arrays):
+            return results
+        return self._note(call, self._inputs(args, arrays), arrays, results)
+
+    def _is_unexplained(self, arrays: Sequence) -> bool:
+        """Whether arguments were computed, within a call, by what did not report it: then the call
+        is one node."""
+        if self._depth and not (self._clean and self._all_known(arrays)):
+            self._clean = False
+            return True
+        return False
+
+    def _note(self, call: Call, inputs: Sequence, arrays: Sequence, results: list) -> list:
+        """Put a call on the graph; its results, as arrays that are their own."""
         outputs = []
         for k, r in enumerate(results):
-            if id(r) in known:  # an argument as it is: a value of its own
+            if r.__class__ is not _ndarray:
+                results[k] = r = _as_array(r, arrays)
+            if id(r) in self._known:  # an argument as it is: a value of its own
                 results[k] = r = r.copy()
-            outputs.append(self._value_of(r))
-            self._own(r, outputs[-1])
-        nodes.append(Node(call, inputs, outputs, self.line or user_line(2)))
+            value = self._known[id(r)] = self._value_of(r)
+            self._memories.add(r)
+            outputs.append(value)
+        self.graph.nodes.append(Node(call, inputs, outputs, self.line or user_line(3)))
         return results
 
-    def _explains(self, results: Sequence, arrays: Sequence, mark: int) -> bool:
+    def _inputs(self, args: Sequence, arrays: Sequence) -> list:
+        """Arguments as the inputs of a node."""
+        found, known = [], self._known.get
+        for k, x in enumerate(arrays):
+            entry = known(id(x))
+            if entry.__class__ is Value:
+                found.append(entry)
+            elif entry.__class__ is _Owner:
+                found.append(entry.value)
+            else:
+                found.append(self._reference(args[k]))
+        return found
+
+    def _explains(self, results: list, arrays: Sequence, mark: int) -> bool:
         """Whether the nodes from ``mark`` on compute the results of a call."""
-        if not all(self._is_known(r) for r in results):
+        if not all(map(self._is_known, results)):
             return False
         given = all(any(r is x for x in arrays) for r in results)
         return given or len(self.graph.nodes) > mark
@@ -412,7 +473,7 @@ class Recorder:
 
     def write_value(self, array, value: Value, tensor: Tensor | None = None) -> None:
         entry = self._entry(array, tensor)
-        owner = entry.owner
+        owner = _owner(entry)
         if owner.shared:
             self.fail("an argument is written that shares memory with another")
         if entry is not owner:
@@ -479,8 +540,10 @@ class Recorder:
 
     def _is_computed(self, tensor: Tensor) -> bool:
         """Whether the program makes or changes the values of a tensor."""
-        entry = self._known.get(id(tensor.array))
-        return entry is not None and (entry.owner.input is None or entry.owner.version > 0)
+        if not self._is_known(tensor.array):
+            return False
+        owner = _owner(self._entry(tensor.array))
+        return owner.input is None or owner.version > 0
 
     @contextmanager
     def ask(
@@ -657,24 +720,24 @@ class Recorder:
 
     # ---- the end
 
+    def _source(self, tensor: Tensor) -> Any:
+        """Where the memory that a tensor lies in came from; None if the program made it."""
+        if not self._is_known(tensor.array):
+            return None
+        input = _owner(self._entry(tensor.array)).input
+        return None if input is None else self.graph.sources[self.graph.inputs.index(input)]
+
     def is_live(self, tensor: Tensor) -> bool:
         """Whether a tensor is one that existed before: it is returned as it is."""
-        entry = self._known.get(id(tensor.array))
-        if entry is None or entry.owner.input is None:
-            return False
-        place = self.graph.inputs.index(entry.owner.input)
-        return getattr(self.graph.sources[place], "tensor", None) is tensor
+        return getattr(self._source(tensor), "tensor", None) is tensor
 
     def view_outside(self, tensor: Tensor) -> tuple[Any, tuple] | None:
         """Whose memory a tensor without history is a view of, if that existed before: its source,
         and the operations that lead to the view."""
-        entry = self._known.get(id(tensor.array))
-        if entry is None or entry.owner.input is None or tensor.requires_grad:
-            return None
-        source = self.graph.sources[self.graph.inputs.index(entry.owner.input)]
+        source = None if tensor.requires_grad else self._source(tensor)
         if source.__class__ not in (Argument, Live):
             return None
-        return source, _steps(entry)
+        return source, _steps(self._entry(tensor.array))
 
     def finish(self, outputs: Sequence[Tensor]) -> Graph:
         """The graph, with tensors as its outputs and everything written as its stores."""
@@ -693,9 +756,8 @@ class Recorder:
             if grad is None:
                 found.append((owner, None))
                 continue
-            entry = self._known.get(id(grad.array))
-            if entry is not None and entry.owner.input is None:
-                found.append((owner, self._current(entry)))
+            if self._is_known(grad.array) and self._source(grad) is None:
+                found.append((owner, self.value(grad.array)))
         return found
 
 
@@ -736,7 +798,7 @@ def remembered(outputs: Sequence[Tensor]) -> set[int]:
 def _steps(entry: _Owner | _View) -> tuple[tuple[Op, dict], ...]:
     """The operations that lead from the owner of memory to a view."""
     steps = []
-    while entry.__class__ is _View:
+    while isinstance(entry, _View):
         steps.append(entry.step)
         entry = entry.parent
     return tuple(steps[::-1])
