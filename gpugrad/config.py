@@ -64,8 +64,11 @@ modes = Modes()
 def lone_recorder() -> Any:
     """The recorder of the calling thread, if it is all that is special there; None else."""
     local = modes.local
+    recorder = local.recording
+    if recorder is None or modes.special == 1:  # it is all that is special in any thread
+        return recorder
     alone = local.autocast is None and not local.levels and not local.anomaly
-    return local.recording if alone else None
+    return recorder if alone else None
 
 
 @contextmanager

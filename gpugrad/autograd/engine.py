@@ -533,10 +533,10 @@ def _parts_recorded(recorder, node: Node, g) -> Sequence | None:
     """The cotangents of an operation of the table; None for other nodes."""
     if isinstance(node, ElementwiseNode):
         parts = recorder.rule(node.rule, g, node.out, _saved(node))
-        return [
-            d if d.shape == edge.shape else sum_to(d, shape=edge.shape)
-            for d, edge in zip(parts, node.edges, strict=True)
-        ]
+        for k, edge in enumerate(node.edges):
+            if edge.shape != node.shape:
+                parts[k] = sum_to(parts[k], shape=edge.shape)
+        return parts
     run = getattr(node.run, "here", node.run)
     if not isinstance(node, OpNode) or run not in (run_op, run_bfloat16_op):
         return None

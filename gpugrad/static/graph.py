@@ -33,6 +33,11 @@ class Value:
     def __repr__(self) -> str:
         return f"%{self.number}"
 
+    def is_like(self, other: Value) -> bool:
+        """Whether another value has the same shape, dtype and device."""
+        same = self.shape == other.shape and self.dtype == other.dtype
+        return same and self.device == other.device
+
     @property
     def type(self) -> str:
         """``float32[64, 10]``; ``number`` for a Python number."""
@@ -505,13 +510,13 @@ def difference(a: Graph, b: Graph, constants: bool = True) -> str | None:
         )
     places = dict(zip(a.inputs, b.inputs, strict=True))
     for v, x, y in zip(a.inputs, a.sources, b.sources, strict=True):
-        if x != y or v.type != places[v].type:
+        if x != y or not v.is_like(places[v]):
             return f"{v!r} was {x} ({v.type}), then {y} ({places[v].type})"
     if len(a.constants) != len(b.constants):
         return f"{len(a.constants)} constants, then {len(b.constants)}"
     for (v, x), (w, y) in zip(a.constants.items(), b.constants.items(), strict=True):
         places[v] = w
-        if v.type != w.type or (constants and not _same_bytes(x, y)):
+        if not v.is_like(w) or (constants and not _same_bytes(x, y)):
             return f"a constant of type {v.type} changed"
 
     def placed(i):
@@ -525,7 +530,7 @@ def difference(a: Graph, b: Graph, constants: bool = True) -> str | None:
         ):
             return f"{m!r}, then {n!r}"
         for v, w in zip(m.outputs, n.outputs, strict=True):
-            if v.type != w.type:
+            if not v.is_like(w):
                 return f"{v!r} of type {v.type}, then {w.type}"
             places[v] = w
     ends = [[places.get(v) for v in a.outputs], [(places[t], places[v]) for t, v in a.stores]]

@@ -82,32 +82,55 @@ def _owner(entry: _Owner | _View) -> _Owner:
 
 
 class _Memories:
-    """The memory that is known, by where it lies.
+    """The memory that is known, by who owns it and by where it lies.
 
-    Addresses are read when somebody asks for the first time, as each takes 2 us: of most arrays
-    that a program makes nobody does, as only those from outside can share memory with what is
-    known.
+    Arrays of different owners lie apart, which answers most questions. Addresses are read where it
+    does not, as each takes 2 us.
     """
 
     def __init__(self):
-        self._spans: list[tuple[int, int, int, Any]] = []  # sorted by their first addresses
         self._new: list[Any] = []
-        self._longest = 0
         self.add = self._new.append
+        self._owners: set[int] = set()  # of them all, by identity
+        self._foreign = False  # whether memory of some is not NumPy's
+        self._unread: list[Any] = []
+        self._spans: list[tuple[int, int, int, Any]] = []  # sorted by their first addresses
+        self._longest = 0
 
     def overlapping(self, array) -> list:
         """The arrays that share memory with one, as far as bounds tell."""
-        if self._new:
-            for known in self._new:
-                low, high = bounds(known)
-                self._spans.append((low, high, id(known), known))
-                self._longest = max(self._longest, high - low)
-            self._new.clear()
-            self._spans.sort()
+        for known in self._new:
+            owner = _numpy_owner(known)
+            self._foreign = self._foreign or owner is None
+            self._owners.add(id(owner))
+        self._unread += self._new
+        self._new.clear()
+        owner = _numpy_owner(array)
+        if owner is not None and id(owner) not in self._owners and not self._foreign:
+            return []
+        self._read_addresses()
         low, high = bounds(array)
         first = bisect_left(self._spans, (low - self._longest,))
         last = bisect_left(self._spans, (high,))
         return [known for _, end, _, known in self._spans[first:last] if low < end]
+
+    def _read_addresses(self) -> None:
+        for known in self._unread:
+            low, high = bounds(known)
+            self._spans.append((low, high, id(known), known))
+            self._longest = max(self._longest, high - low)
+        self._unread = []
+        self._spans.sort()
+
+
+def _numpy_owner(array):
+    """The array whose memory NumPy allocated, for an array that lies in it; None for memory of
+    anybody else."""
+    while array.__class__ is _ndarray:
+        if array.base is None:
+            return array if array.flags.owndata else None
+        array = array.base
+    return None
 
 
 class _Calls(dict):
@@ -292,19 +315,19 @@ class Recorder:
 
     def operation(self, op: Op, args: Sequence, params: dict):
         """``op.eval(*args, **params)``; arguments may be tensors."""
-        arrays = [_array(a) for a in args]
+        arrays = _arrays(args)
         if isinstance(op, Elementwise):
-            return self._computed(self._calls[op], args, arrays, [op.eval(*arrays)])[0]
+            return self._computed(self._calls[op], args, [op.eval(*arrays)])[0]
         call = OpCall(op, params) if params else self._calls[op]
         if op.shaped_by_values is not None and op.shaped_by_values(*arrays):
             self._refuse(f"the shape of {op.name} depends on values")
-        if op.is_view and (not self._depth or (self._clean and self._all_known(arrays))):
+        if op.is_view and not (self._depth and self._is_unexplained(arrays)):
             return self._view(call, args, arrays)
-        return self._call(call, args, arrays, op.transparent)[0]
+        return self._call(call, args, op.transparent)[0]
 
     def elementwise(self, op: Elementwise, args: Sequence, result) -> None:
         """An elementwise operation was computed: ``result`` is an array of its own."""
-        self._computed(self._calls[op], args, [_array(a) for a in args], [result])
+        self._computed(self._calls[op], args, [result])
 
     def _view(self, call: Any, args: Sequence, arrays: Sequence):
         (x,) = arrays
@@ -324,7 +347,7 @@ class Recorder:
         """``op.vjp(...)`` on arrays; None where nothing is needed."""
         args = (g, out, *saved)
         call = VjpCall(op, params, tuple(needs))
-        found = self._call(call, args, [_array(a) for a in args], op.transparent)
+        found = self._call(call, args, op.transparent)
         if len(found) == len(needs):
             return found
         parts = iter(found)
@@ -332,50 +355,50 @@ class Recorder:
 
     def rule(self, rule: Rule, g, out, saved: Sequence) -> list:
         """``rule.run_arrays``: the derivative of an elementwise operation."""
-        found: Sequence = ()
+        found = []
         if rule.computed:
             args = (g, out, *saved) if rule.reads_output else (g, *saved)
             found = self.program(rule.program, args)
             if len(found) == len(rule.outputs):
-                return list(found)
-        parts = [g if e.op == "input" else e.args[0] for e in rule.outputs]
-        for k, d in zip(rule.computed, found, strict=True):
-            parts[k] = d
-        for k, d in enumerate(parts):
-            if isinstance(d, (int, float)):
-                parts[k] = backend_arrays.array_module(g).full_like(g, d)
-                self.constant(parts[k])
+                return found
+        parts = []
+        for e in rule.outputs:
+            if e.op == "input":
+                parts.append(g)
+            elif e.op == "const":
+                parts.append(backend_arrays.array_module(g).full_like(g, e.args[0]))
+                self.constant(parts[-1])
+            else:
+                parts.append(found.pop(0))
         return parts
 
-    def program(self, program: Program, args: Sequence) -> Sequence:
+    def program(self, program: Program, args: Sequence) -> list:
         """The results of an elementwise program."""
-        call, arrays = self._calls[program], [_array(a) for a in args]
-        return self._computed(call, args, arrays, list(call.evaluate(arrays)))
+        call = self._calls[program]
+        return self._computed(call, args, list(call.evaluate(_arrays(args))))
 
     def rows(self, program: RowProgram, args: Sequence) -> Sequence:
         """The results of a program over rows."""
-        return self._call(RowsCall(program), args, args)
+        return self._call(RowsCall(program), args)
 
     def function(self, function: Callable, args: Sequence, params: dict):
         """``function(*args, **params)``: pure, of arrays, with one result."""
-        return self._call(FunctionCall(function, params), args, [_array(a) for a in args])[0]
+        return self._call(FunctionCall(function, params), args)[0]
 
     def verify(self, function: Callable, args: Sequence, params: dict) -> None:
         """``function(*args, **params)``, which raises an error or does nothing; arguments may be
         tensors."""
         params = self.plain(params)
-        function(*[_array(a) for a in args], **params)
+        function(*_arrays(args), **params)
         if not self._depth:
             self._node(CheckCall(function, params), [self._reference(a) for a in args], ())
 
-    def _call(
-        self, call: Call, args: Sequence, arrays: Sequence, transparent: bool = False
-    ) -> list:
-        """Compute, and note either one node, or what the computation itself reported. ``arrays``
-        are the arguments with arrays for tensors."""
-        if self._is_unexplained(arrays):
+    def _call(self, call: Call, args: Sequence, transparent: bool = False) -> list:
+        """Compute, and note either one node, or what the computation itself reported."""
+        arrays = _arrays(args)
+        if self._depth and self._is_unexplained(arrays):
             return list(call.evaluate(arrays))
-        inputs = self._inputs(args, arrays)
+        inputs = self._inputs(args)
         mark, before, clean = len(self.graph.nodes), len(self._known), self._clean
         self._depth, self._clean = self._depth + 1, transparent
         try:
@@ -389,47 +412,49 @@ class Recorder:
             del self.graph.nodes[mark:]
             while len(self._known) > before:  # what the call has made known within
                 self._kept.append(self._known.popitem()[1])
-        return self._note(call, inputs, arrays, results)
+        return self._note(call, inputs, args, results)
 
-    def _computed(self, call: Call, args: Sequence, arrays: Sequence, results: list) -> list:
+    def _computed(self, call: Call, args: Sequence, results: list) -> list:
         """What ``_call`` does, for a call that is computed already and reports nothing itself."""
-        if self._is_unexplained(arrays):
+        if self._depth and self._is_unexplained(_arrays(args)):
             return results
-        return self._note(call, self._inputs(args, arrays), arrays, results)
+        return self._note(call, self._inputs(args), args, results)
 
     def _is_unexplained(self, arrays: Sequence) -> bool:
-        """Whether arguments were computed, within a call, by what did not report it: then the call
+        """Whether arguments were computed, within a call, by what did not report it: then that call
         is one node."""
-        if self._depth and not (self._clean and self._all_known(arrays)):
-            self._clean = False
-            return True
-        return False
+        self._clean = self._clean and self._all_known(arrays)
+        return not self._clean
 
-    def _note(self, call: Call, inputs: Sequence, arrays: Sequence, results: list) -> list:
+    def _note(self, call: Call, inputs: Sequence, args: Sequence, results: list) -> list:
         """Put a call on the graph; its results, as arrays that are their own."""
-        outputs = []
+        graph, outputs = self.graph, []
         for k, r in enumerate(results):
             if r.__class__ is not _ndarray:
-                results[k] = r = _as_array(r, arrays)
+                results[k] = r = _as_array(r, args)
             if id(r) in self._known:  # an argument as it is: a value of its own
                 results[k] = r = r.copy()
-            value = self._known[id(r)] = self._value_of(r)
+            if r.__class__ is _ndarray:
+                value = graph.value(r.shape, r.dtype)
+            else:
+                value = self._value_of(r)
+            self._known[id(r)] = value
             self._memories.add(r)
             outputs.append(value)
-        self.graph.nodes.append(Node(call, inputs, outputs, self.line or user_line(3)))
+        graph.nodes.append(Node(call, inputs, outputs, self.line or user_line(3)))
         return results
 
-    def _inputs(self, args: Sequence, arrays: Sequence) -> list:
+    def _inputs(self, args: Sequence) -> list:
         """Arguments as the inputs of a node."""
         found, known = [], self._known.get
-        for k, x in enumerate(arrays):
-            entry = known(id(x))
+        for a in args:
+            entry = known(id(a.array if isinstance(a, Tensor) else a))
             if entry.__class__ is Value:
                 found.append(entry)
             elif entry.__class__ is _Owner:
                 found.append(entry.value)
             else:
-                found.append(self._reference(args[k]))
+                found.append(self._reference(a))
         return found
 
     def _explains(self, results: list, arrays: Sequence, mark: int) -> bool:
@@ -469,7 +494,8 @@ class Recorder:
         """The memory of a tensor now holds the values of a tensor or array of its shape and
         dtype."""
         tensor = value if isinstance(value, Tensor) else None
-        self.write_value(target.array, self.value(_array(value), tensor), target)
+        array = value if tensor is None else tensor.array
+        self.write_value(target.array, self.value(array, tensor), target)
 
     def write_value(self, array, value: Value, tensor: Tensor | None = None) -> None:
         entry = self._entry(array, tensor)
@@ -804,15 +830,16 @@ def _steps(entry: _Owner | _View) -> tuple[tuple[Op, dict], ...]:
     return tuple(steps[::-1])
 
 
-def _array(a):
-    return a.array if isinstance(a, Tensor) else a
+def _arrays(args: Sequence) -> list:
+    """Arguments, with arrays for tensors."""
+    return [a.array if isinstance(a, Tensor) else a for a in args]
 
 
-def _as_array(r, arrays: Sequence):
+def _as_array(r, args: Sequence):
     """NumPy's functions return scalars for zero-dimensional arrays."""
     if backend_arrays.is_array(r):
         return r
-    like = next((x for x in arrays if hasattr(x, "dtype")), 1.0)
+    like = next((x for x in _arrays(args) if hasattr(x, "dtype")), 1.0)
     return backend_arrays.array_module(like).asarray(r)
 
 

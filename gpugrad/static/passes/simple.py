@@ -26,7 +26,7 @@ def drop_dead(graph: Graph) -> Graph:
     needed = set(graph.results()) | {target for target, _ in graph.stores}
     kept = []
     for node in reversed(graph.nodes):
-        if not node.call.pure or any(v in needed for v in node.outputs):
+        if not node.call.pure or not needed.isdisjoint(node.outputs):
             kept.append(node)
             needed.update(node.values)
     new = graph.with_nodes(kept[::-1])
