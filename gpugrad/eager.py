@@ -78,18 +78,19 @@ def interpret(op: Op, args, params) -> Tensor:
                 history = True
         else:
             values.append(a)
+    recorder = modes.local.recording if modes.special else None
     try:
-        if modes.special and (recorder := modes.local.recording) is not None:
+        if recorder is None:
+            z = op.eval(*values, **params)
+        else:
             params = recorder.plain(params)
             z = recorder.operation(op, args, params)
-        else:
-            z = op.eval(*values, **params)
     except (TypeError, ValueError):
         same_device(op.name, values)  # which explains it if CPU and CUDA arrays are mixed
         raise
     result = wrap(asarray(z) if isinstance(z, np.generic) else z)
-    if modes.special and modes.local.recording is not None:
-        modes.local.recording.made(result)
+    if recorder is not None:
+        recorder.made(result)
     if op.is_view:
         _note_view(op, args[0], params, result)
     if history and (not modes.unusual or modes.local.grad):
@@ -99,21 +100,23 @@ def interpret(op: Op, args, params) -> Tensor:
 
 def _interpret_one(op: Op, x: Tensor, params) -> Tensor:
     """``interpret`` for one tensor, which most operations but products have: 1.5 us less."""
-    if modes.special and (recorder := modes.local.recording) is not None:
+    recorder = modes.local.recording if modes.special else None
+    if recorder is None:
+        z = op.eval(x.array, **params)
+    else:
         params = recorder.plain(params)
         z = recorder.operation(op, (x,), params)
-    else:
-        z = op.eval(x.array, **params)
     result = wrap(asarray(z) if isinstance(z, np.generic) else z)
-    if modes.special and modes.local.recording is not None:
-        modes.local.recording.made(result)
+    if recorder is not None:
+        recorder.made(result)
     if op.is_view:
         _note_view(op, x, params, result)
     edge = x._node
     if edge is None or (modes.unusual and not modes.local.grad):
         return result
     plan = op.plan_of_one
-    if plan is None or modes.special or z.dtype.kind in "Vc":
+    noted = modes.special and modes.local.anomaly
+    if plan is None or noted or z.dtype.kind in "Vc":
         record(op, (x,), params, result)
     elif z.dtype.kind in "fc":
         out = version = None

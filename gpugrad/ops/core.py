@@ -444,12 +444,12 @@ def _are_small(args) -> bool:
     dimensions = 0
     for a in args:
         if a.__class__ is _ndarray:
-            if a.nbytes >= LARGE or a.dtype.kind == "V":
+            if a.nbytes >= LARGE:
                 return False
             dimensions += a.ndim
         elif a.__class__ not in _NUMBERS:
             return False
-    return dimensions > 0
+    return dimensions > 0 and not wide.has_bfloat16(args)
 
 
 def _floating_dtype(args):

@@ -323,10 +323,10 @@ class Node:
         self.call: Any = call  # of the class that one has looked at
         self.pointwise: Any = UNKNOWN  # what passes know of it as an elementwise node
         self.inputs = tuple(inputs)
-        self.values = values = []
+        self.values: list[Value] = []
         for i in self.inputs:  # a comprehension would be a call more
             if i.__class__ is Value:
-                values.append(i)
+                self.values.append(i)
         self.outputs, self.line = tuple(outputs), line
 
     def __repr__(self) -> str:

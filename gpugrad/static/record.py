@@ -31,7 +31,7 @@ from ..config import modes
 from ..errors import Line, user_line
 from ..foreach import on_device
 from ..ops.core import REGISTRY, Elementwise, Meta, Op, Rule
-from ..tensor import Tensor
+from ..tensor import Tensor, bump_version, wrap
 from .graph import (
     Call,
     CheckCall,
@@ -587,8 +587,6 @@ class Recorder:
 
     def accumulate(self, tensor: Tensor, g) -> None:
         """Add a cotangent to ``tensor.grad``, as the engine does."""
-        from ..tensor import bump_version, wrap
-
         self.touch(tensor)
         if g.dtype != tensor.array.dtype:
             g = self.operation(REGISTRY["cast"], (g,), {"dtype": tensor.array.dtype})
@@ -731,7 +729,7 @@ class Recorder:
 
     def plain(self, params: dict) -> dict:
         """Parameters of an operation, with Python's numbers for those that are followed."""
-        return plain(params) if self.numbers else params
+        return plain(params) if params and self.numbers else params
 
     def number(self, tensor: Tensor):
         """``tensor.item()``, as a number that the recorder goes on seeing."""
