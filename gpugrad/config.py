@@ -61,6 +61,16 @@ class Modes:
 modes = Modes()
 
 
+def lone_recorder() -> Any:
+    """The recorder of the calling thread, if it is all that is special there; None else."""
+    local = modes.local
+    recorder = local.recording
+    if recorder is None or modes.special == 1:  # it is all that is special in any thread
+        return recorder
+    alone = local.autocast is None and not local.levels and not local.anomaly
+    return recorder if alone else None
+
+
 @contextmanager
 def grad_mode(enabled: bool):
     """Record operations in this thread, or not."""

@@ -3,8 +3,8 @@ may be asked for.
 
 ``interpret`` and ``elementwise`` are the general way, complete for every operation, dtype and
 device. ``unary`` and ``binary`` make the short path of one operation: float32 or float64 NumPy
-arrays of equal dtype, no special mode. A short path does the same as the general way with the
-questions answered beforehand; anything else it hands on.
+arrays of equal dtype, no special mode but a recorder, which it tells what it did. A short path does
+the same as the general way with the questions answered beforehand; anything else it hands on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .codegen import cuda
 from .codegen.arrays import compile_program, straight_line
 from .codegen.expr import Expr
 from .codegen.functions import functions_for
-from .config import modes, settings
+from .config import lone_recorder, modes, settings
 from .dtypes import category, is_differentiable, is_floating, of_scalar, result_type_of
 from .errors import no_complex_gradients, user_line
 from .ops import core
@@ -78,18 +78,19 @@ def interpret(op: Op, args, params) -> Tensor:
                 history = True
         else:
             values.append(a)
+    recorder = modes.local.recording if modes.special else None
     try:
-        if modes.special and (recorder := modes.local.recording) is not None:
+        if recorder is None:
+            z = op.eval(*values, **params)
+        else:
             params = recorder.plain(params)
             z = recorder.operation(op, args, params)
-        else:
-            z = op.eval(*values, **params)
     except (TypeError, ValueError):
         same_device(op.name, values)  # which explains it if CPU and CUDA arrays are mixed
         raise
     result = wrap(asarray(z) if isinstance(z, np.generic) else z)
-    if modes.special and modes.local.recording is not None:
-        modes.local.recording.made(result)
+    if recorder is not None:
+        recorder.made(result)
     if op.is_view:
         _note_view(op, args[0], params, result)
     if history and (not modes.unusual or modes.local.grad):
@@ -99,21 +100,23 @@ def interpret(op: Op, args, params) -> Tensor:
 
 def _interpret_one(op: Op, x: Tensor, params) -> Tensor:
     """``interpret`` for one tensor, which most operations but products have: 1.5 us less."""
-    if modes.special and (recorder := modes.local.recording) is not None:
+    recorder = modes.local.recording if modes.special else None
+    if recorder is None:
+        z = op.eval(x.array, **params)
+    else:
         params = recorder.plain(params)
         z = recorder.operation(op, (x,), params)
-    else:
-        z = op.eval(x.array, **params)
     result = wrap(asarray(z) if isinstance(z, np.generic) else z)
-    if modes.special and modes.local.recording is not None:
-        modes.local.recording.made(result)
+    if recorder is not None:
+        recorder.made(result)
     if op.is_view:
         _note_view(op, x, params, result)
     edge = x._node
     if edge is None or (modes.unusual and not modes.local.grad):
         return result
     plan = op.plan_of_one
-    if plan is None or modes.special or z.dtype.kind in "Vc":
+    noted = modes.special and modes.local.anomaly
+    if plan is None or noted or z.dtype.kind in "Vc":
         record(op, (x,), params, result)
     elif z.dtype.kind in "fc":
         out = version = None
@@ -232,14 +235,11 @@ def elementwise(op: Elementwise, args) -> Tensor:
         result = _on_gpu(op, args)
         if result is not None:
             return result
-    recorder = modes.local.recording if modes.special else None
-    agree = recorder is not None and _agree(op, args)
-    if not agree:
-        if any(isinstance(a, Expr) for a in args):  # inside foreach: build the expression
-            return apply(op, args, {})
-        args = _promoted(op, args)
+    if any(isinstance(a, Expr) for a in args):  # inside foreach: build the expression
+        return apply(op, args, {})
+    args = _promoted(op, args)
     try:
-        return _recorded(op, args, recorder) if agree else apply(op, args, {})
+        return apply(op, args, {})
     except ValueError as error:
         raise _shape_error(op.name, _values(args)) or error from None
     except TypeError as error:  # NumPy has no such function of these dtypes
@@ -249,36 +249,6 @@ def elementwise(op: Elementwise, args) -> Tensor:
 
 def _values(args) -> list:
     return [a.array if isinstance(a, Tensor) else a for a in args]
-
-
-def _agree(op: Elementwise, args) -> bool:
-    """Whether arguments are tensors over NumPy arrays of one floating dtype, and numbers, so that
-    nothing is to be promoted: what a recorder sees most, in a third of the time."""
-    if modes.local.autocast is not None or op.name == "where":
-        return False
-    dtype = None
-    for a in args:
-        if a.__class__ is float or a.__class__ is int:
-            continue
-        if a.__class__ is not Tensor and not _runs_here(a.__class__):
-            return False
-        x = a.array
-        if x.__class__ is not _ndarray or (dtype is not None and x.dtype is not dtype):
-            return False
-        dtype = x.dtype
-    return dtype is _float32 or dtype is _float64
-
-
-def _recorded(op: Elementwise, args, recorder) -> Tensor:
-    """``interpret`` of arguments that agree, where a recorder looks."""
-    result = wrap(recorder.operation(op, args, {}))
-    recorder.made(result)
-    if modes.local.grad:
-        for a in args:
-            if isinstance(a, Tensor) and a._node is not None:
-                _record_elementwise(op, args, result)
-                break
-    return result
 
 
 def _promoted(op: Elementwise, args) -> list:
@@ -740,7 +710,10 @@ def unary(op: Elementwise):
             x = input.array
         except AttributeError:
             return elementwise(op, (input,))
-        if modes.special or x.__class__ is not _ndarray:
+        if x.__class__ is not _ndarray:
+            return elementwise(op, (input,))
+        recorder = None
+        if modes.special and (recorder := lone_recorder()) is None:
             return elementwise(op, (input,))
         if compute32 is None:
             prepare()
@@ -757,6 +730,9 @@ def unary(op: Elementwise):
         r = _new_tensor(Tensor)
         r.array = z
         r.grad = r._view = r._version = None
+        if recorder is not None:
+            recorder.elementwise(op, (input,), z)
+            recorder.made(r)
         node = input._node
         if node is None or rule is None or (modes.unusual and not modes.local.grad):
             r._node = None
@@ -825,9 +801,19 @@ def binary(op: Elementwise):
         try:
             x = input.array
         except AttributeError:
-            first = None if modes.special else _scalar_like(input, other)
-            return elementwise(op, (input, other)) if first is None else call(first, other)
-        if modes.special or x.__class__ is not _ndarray:
+            recorder = None
+            if modes.special and (recorder := lone_recorder()) is None:
+                return elementwise(op, (input, other))
+            first = _scalar_like(input, other)
+            if first is None:
+                return elementwise(op, (input, other))
+            if recorder is not None:
+                recorder.stands_for(first.array, input)
+            return call(first, other)
+        if x.__class__ is not _ndarray:
+            return elementwise(op, (input, other))
+        recorder = None
+        if modes.special and (recorder := lone_recorder()) is None:
             return elementwise(op, (input, other))
         if compute32 is None:
             prepare()
@@ -845,6 +831,8 @@ def binary(op: Elementwise):
             except OverflowError:
                 return elementwise(op, (input, other))
             y = second.array
+            if recorder is not None:
+                recorder.stands_for(y, other)
         else:
             second = other
             try:
@@ -864,6 +852,9 @@ def binary(op: Elementwise):
         r = _new_tensor(Tensor)
         r.array = z
         r.grad = r._view = r._version = None
+        if recorder is not None:
+            recorder.elementwise(op, (input, second), z)
+            recorder.made(r)
         left, right = input._node, second._node
         if left is None:
             rule, edges = right_rule, (right,)

@@ -514,8 +514,15 @@ def _start(roots, seeds, users) -> list[tuple]:
 def _run_recorded(recorder, node: Node, g, keep: bool, line) -> Sequence:
     """``node.run``, noted by a recorder; ``line`` is where the program asked for the backward
     pass."""
-    with there(g), recorder.at(line):
-        parts = _parts_recorded(recorder, node, g)
+    recorder.line = line
+    try:
+        if g.__class__ is _ndarray:  # nothing is to be done about devices
+            parts = _parts_recorded(recorder, node, g)
+        else:
+            with there(g):
+                parts = _parts_recorded(recorder, node, g)
+    finally:
+        recorder.line = None
     if parts is None:
         return node.run(node, g, keep)
     if not keep:
@@ -527,8 +534,10 @@ def _parts_recorded(recorder, node: Node, g) -> Sequence | None:
     """The cotangents of an operation of the table; None for other nodes."""
     if isinstance(node, ElementwiseNode):
         parts = recorder.rule(node.rule, g, node.out, _saved(node))
-        shapes = [(d, edge.shape) for d, edge in zip(parts, node.edges, strict=True)]
-        return [d if d.shape == shape else sum_to(d, shape=shape) for d, shape in shapes]
+        for k, edge in enumerate(node.edges):
+            if edge.shape != node.shape:
+                parts[k] = sum_to(parts[k], shape=edge.shape)
+        return parts
     run = getattr(node.run, "here", node.run)
     if not isinstance(node, OpNode) or run not in (run_op, run_bfloat16_op):
         return None
@@ -559,10 +568,12 @@ def _saved(node: Node) -> Sequence:
 
 
 def _sum_recorded(recorder, a, b, line):
-    if a is None or b is None or a.__class__ is Parts or isinstance(a, Tensor):
-        return _sum(a, b)
-    with there(a), recorder.at(line):
-        return recorder.operation(REGISTRY["add"], (a, b), {})
+    total = _sum(a, b)
+    if not (a is None or b is None or a.__class__ is Parts or isinstance(a, Tensor)):
+        recorder.line = line
+        recorder.elementwise(REGISTRY["add"], (a, b), total)
+        recorder.line = None
+    return total
 
 
 def _accumulate(leaf: Leaf, g, owned: bool, recorder=None) -> None:

@@ -11,7 +11,7 @@ can run. Two shapes of code are made from one expression:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class Program:
         "order",
         "outputs",
         "plans",
+        "small",
         "steps",
         "used",
     )
@@ -53,6 +54,7 @@ class Program:
         self.chooses_constants = any(_chooses_constants(e) for e in order)
         self._description = ""
         self._compiled: dict = {}
+        self.small: Callable | None = None  # ``for_small``, once it was asked for
         self.native: dict = {}  # kernels made by llvm.py, and how it calls them
         self.plans: dict = {}
         self.cuda_kernels: dict = {}  # the same of cuda.py
@@ -83,6 +85,11 @@ class Program:
             )
             compiled = self._compiled[key] = compile_program(source, functions, constants, dtype)
         return compiled
+
+    def for_small(self, functions) -> Callable:
+        """``direct`` for arrays of which some have dimensions, as ``small`` from now on."""
+        self.small = self.direct(functions)
+        return self.small
 
     def block(self, functions, in_place: Sequence[str | None], dtype=None):
         """``(f, float scratch arrays, bool scratch arrays)``; output k overwrites

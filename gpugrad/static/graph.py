@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..backend.arrays import _ndarray, array_module, to_numpy
+from ..backend.arrays import to_numpy
 from ..backend.numpy import xp as np
 from ..codegen.arrays import Program
 from ..codegen.expr import build, variable
@@ -32,6 +32,11 @@ class Value:
 
     def __repr__(self) -> str:
         return f"%{self.number}"
+
+    def is_like(self, other: Value) -> bool:
+        """Whether another value has the same shape, dtype and device."""
+        same = self.shape == other.shape and self.dtype == other.dtype
+        return same and self.device == other.device
 
     @property
     def type(self) -> str:
@@ -123,8 +128,7 @@ class ProgramCall(Call):
         self.program = program
 
     def evaluate(self, args):
-        first = next((a for a in args if a.__class__ is _ndarray or hasattr(a, "dtype")), 1.0)
-        results = run_program(self.program, args, array_module(first))
+        results = run_program(self.program, args)
         return (results,) if len(self.program.outputs) == 1 else results
 
     def key(self):
@@ -320,7 +324,10 @@ class Node:
         self.expression: Any = UNKNOWN  # see ``expression_of``
         self.pointwise: Any = UNKNOWN  # what passes know of it as an elementwise node
         self.inputs = tuple(inputs)
-        self.values = [i for i in self.inputs if i.__class__ is Value]
+        self.values: list[Value] = []
+        for i in self.inputs:  # a comprehension would be a call more
+            if i.__class__ is Value:
+                self.values.append(i)
         self.outputs, self.line = tuple(outputs), line
 
     def __repr__(self) -> str:
@@ -511,14 +518,14 @@ def difference(a: Graph, b: Graph, constants: bool = True) -> str | None:
         )
     places = dict(zip(a.inputs, b.inputs, strict=True))
     for v, x, y in zip(a.inputs, a.sources, b.sources, strict=True):
-        if x != y or v.type != places[v].type:
+        if x != y or not v.is_like(places[v]):
             before, now = (f"{s} ({u.type})" for s, u in ((x, v), (y, places[v])))
             return f"{v!r} was {before}, then {'another' if now == before else now}"
     if len(a.constants) != len(b.constants):
         return f"{len(a.constants)} constants, then {len(b.constants)}"
     for (v, x), (w, y) in zip(a.constants.items(), b.constants.items(), strict=True):
         places[v] = w
-        if v.type != w.type or (constants and not _same_bytes(x, y)):
+        if not v.is_like(w) or (constants and not _same_bytes(x, y)):
             return f"a constant of type {v.type} changed"
 
     def placed(i):
@@ -532,7 +539,7 @@ def difference(a: Graph, b: Graph, constants: bool = True) -> str | None:
         ):
             return f"{m!r}, then {n!r}"
         for v, w in zip(m.outputs, n.outputs, strict=True):
-            if v.type != w.type:
+            if not v.is_like(w):
                 return f"{v!r} of type {v.type}, then {w.type}"
             places[v] = w
     ends = [[places.get(v) for v in a.outputs], [(places[t], places[v]) for t, v in a.stores]]

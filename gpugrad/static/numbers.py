@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 from ..backend.arrays import item
 from ..backend.numpy import xp as np
 from ..config import FollowedInteger, grad_mode, modes
-from ..tensor import Tensor
+from ..dtypes import float64, int64
+from ..ops import shape
+from ..tensor import Tensor, wrap
 
 
 class NumberText(NamedTuple):
@@ -60,10 +62,10 @@ class Number:
     @staticmethod
     def of(tensor: Tensor) -> Number:
         """The number in a tensor of one element."""
-        with grad_mode(False):
-            flat = tensor.detach().reshape(())
-            kind = tensor.dtype.kind
-            wide = flat.double() if kind == "f" else flat.long() if kind in "iu" else flat
+        modes.local.recording.see(tensor)
+        flat = shape.reshape(wrap(tensor.array), shape=())
+        dtype = {"f": float64, "i": int64, "u": int64}.get(tensor.dtype.kind, tensor.dtype)
+        wide = flat if flat.dtype == dtype else shape.cast(flat, dtype=dtype)
         return _number(wide, wide.array.item())
 
     @property
@@ -167,8 +169,13 @@ def _number(tensor: Tensor, value) -> Number:
     return (Integer if isinstance(value, int) else Number)(tensor, value)
 
 
+_PLAIN = (int, bool, str, type(None))
+
+
 def plain(value):
     """A value in which no number follows a tensor: integers become a part of the way."""
+    if value.__class__ in _PLAIN:
+        return value
     if isinstance(value, Integer):
         return operator.index(value)
     if isinstance(value, Number):

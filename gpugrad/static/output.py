@@ -27,7 +27,7 @@ class Shown(NamedTuple):
     value: Value
     array: Any  # a copy, as it was then
     render: Callable[[Any], str]
-    line: tuple[str, int]
+    line: Iterable  # see errors.Line
 
 
 class Piece(NamedTuple):

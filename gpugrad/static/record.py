@@ -10,16 +10,16 @@ that nobody reported, and such an array is taken for one that existed before. A 
 tells the two apart: what existed before is the same object again, what was made is another one, and
 then the program is not replayed (``recording.py``).
 
-Memory that is written: arrays share a ``_Memory`` with the array they are views of, and its version
-counts the writes. An array whose version is behind is derived anew from its base, so that the graph
-stays pure.
+Most arrays are computed once, and known by their value alone. An array from outside, or one that is
+written or has views, is an ``_Owner`` of memory, whose version counts the writes; a ``_View`` whose
+version is behind is derived anew from its parent, so that the graph stays pure.
 """
 
 from __future__ import annotations
 
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +28,10 @@ from ..backend.arrays import _ndarray
 from ..codegen.arrays import Program
 from ..codegen.rows import RowProgram
 from ..config import modes
-from ..errors import user_line
+from ..errors import Line, user_line
 from ..foreach import on_device
-from ..ops.core import REGISTRY, Meta, Op, Rule
-from ..tensor import Tensor
+from ..ops.core import REGISTRY, Elementwise, Meta, Op, Rule
+from ..tensor import Tensor, bump_version, wrap
 from .graph import (
     Call,
     CheckCall,
@@ -53,56 +53,93 @@ from .sources import Argument, ArgumentGrad, Host, HostResult, Live, LiveArray, 
 _SCALARS = (bool, int, float, complex)
 
 
-class _Memory:
-    """What an array and its views share: who owns it, how often it was written, its value."""
+class _Owner:
+    """A known array with memory of its own, as far as the program sees: its value, how often the
+    memory was written, and the input it is, if it existed before."""
 
-    __slots__ = ("input", "owner", "shared", "value", "version")
+    __slots__ = ("array", "input", "shared", "value", "version")
 
-    def __init__(self, owner, value: Value, input: Value | None = None):
-        self.owner, self.value, self.input = owner, value, input
+    def __init__(self, array, value: Value, input: Value | None = None):
+        self.array, self.value, self.input = array, value, input
         self.version = 0
         self.shared = False  # with another argument
 
 
-class _Memories:
-    """The memory that is known, by where it lies.
+class _View:
+    """A known array over the memory of another: its value at a version of that memory, and how it
+    is made of ``parent``."""
 
-    Addresses are read when somebody asks for the first time, as each takes 2 us: of most arrays
-    that a program makes nobody does, as only those from outside can share memory with what is
-    known.
+    __slots__ = ("array", "owner", "parent", "step", "value", "version")
+
+    def __init__(self, array, value: Value, parent: _Owner | _View, step: tuple[Op, dict]):
+        self.array, self.value, self.parent, self.step = array, value, parent, step
+        self.owner = _owner(parent)
+        self.version = self.owner.version
+
+
+def _owner(entry: _Owner | _View) -> _Owner:
+    return entry.owner if isinstance(entry, _View) else entry
+
+
+class _Memories:
+    """The memory that is known, by who owns it and by where it lies.
+
+    Arrays of different owners lie apart, which answers most questions. Addresses are read where it
+    does not, as each takes 2 us.
     """
 
     def __init__(self):
-        self._spans: list[tuple[int, int, int, _Memory]] = []  # sorted by their first addresses
-        self._new: list[_Memory] = []
+        self._new: list[Any] = []
+        self.add = self._new.append
+        self._owners: set[int] = set()  # of them all, by identity
+        self._foreign = False  # whether memory of some is not NumPy's
+        self._unread: list[Any] = []
+        self._spans: list[tuple[int, int, int, Any]] = []  # sorted by their first addresses
         self._longest = 0
 
-    def add(self, memory: _Memory) -> None:
-        self._new.append(memory)
-
-    def overlapping(self, array) -> list[_Memory]:
-        """What shares memory with an array, as far as bounds tell."""
-        if self._new:
-            for memory in self._new:
-                low, high = bounds(memory.owner)
-                self._spans.append((low, high, id(memory), memory))
-                self._longest = max(self._longest, high - low)
-            self._new = []
-            self._spans.sort()
+    def overlapping(self, array) -> list:
+        """The arrays that share memory with one, as far as bounds tell."""
+        for known in self._new:
+            owner = _numpy_owner(known)
+            self._foreign = self._foreign or owner is None
+            self._owners.add(id(owner))
+        self._unread += self._new
+        self._new.clear()
+        owner = _numpy_owner(array)
+        if owner is not None and id(owner) not in self._owners and not self._foreign:
+            return []
+        self._read_addresses()
         low, high = bounds(array)
         first = bisect_left(self._spans, (low - self._longest,))
         last = bisect_left(self._spans, (high,))
-        return [memory for _, end, _, memory in self._spans[first:last] if low < end]
+        return [known for _, end, _, known in self._spans[first:last] if low < end]
+
+    def _read_addresses(self) -> None:
+        for known in self._unread:
+            low, high = bounds(known)
+            self._spans.append((low, high, id(known), known))
+            self._longest = max(self._longest, high - low)
+        self._unread = []
+        self._spans.sort()
 
 
-class _Entry:
-    """A known array: its value at a version of its memory, and how it is a view of another."""
+def _numpy_owner(array):
+    """The array whose memory NumPy allocated, for an array that lies in it; None for memory of
+    anybody else."""
+    while array.__class__ is _ndarray:
+        if array.base is None:
+            return array if array.flags.owndata else None
+        array = array.base
+    return None
 
-    __slots__ = ("array", "memory", "parent", "step", "value", "version")
 
-    def __init__(self, array, memory: _Memory, value: Value, parent=None, step=None):
-        self.array, self.memory, self.value = array, memory, value
-        self.version, self.parent, self.step = memory.version, parent, step
+class _Calls(dict):
+    """The calls of operations without parameters, and of elementwise programs: each once."""
+
+    def __missing__(self, what: Op | Program) -> Call:
+        call = ProgramCall(what) if isinstance(what, Program) else OpCall(what, {})
+        self[what] = call
+        return call
 
 
 class Recorder:
@@ -114,13 +151,15 @@ class Recorder:
         self.leaves: dict[int, tuple[Tensor, bool]] = {}  # tensors whose .grad was touched
         self._arguments: dict[int, Argument] = {}  # of tensors that are arguments
         self.hosts: list[Host] = []
-        self._known: dict[int, _Entry] = {}
+        # what arrays stand for, by their identities: values and numbers are what they are
+        self._known: dict[int, Value | float | _Owner | _View] = {}
         self._memories = _Memories()
-        self._written: dict[int, _Memory] = {}
+        self.written: dict[int, _Owner] = {}
+        self._calls = _Calls()
         self._kept: list = []  # tensors, so that no identity comes twice
         self.owners: list = []  # objects that count in Python, as a part of the program
         # why the program cannot be recorded, and the line; the program runs on, unrecorded
-        self.failure: tuple[str, tuple[str, int]] | None = None
+        self.failure: tuple[str, Iterable] | None = None
         self._asking: _Asking | None = None
         self._drawing = False
         self._made: list[weakref.ref[Tensor]] = []
@@ -129,7 +168,8 @@ class Recorder:
         self.path: list[int] = []  # outcomes of branches, and whole numbers that became Python's
         self.numbers: list[weakref.ref[Number]] = []  # that item() gave
         self.shown: list[Shown] | None = None  # values that were formatted, where output is watched
-        self._line: tuple[str, int] | None = None  # of the program, if it is known
+        # of the program, where no code but gpugrad's runs: to look for it takes 1 to 3 us
+        self.line: Line | None = None
 
     def fail(self, reason: str) -> None:
         """Note that the program does what a graph cannot do again."""
@@ -149,10 +189,14 @@ class Recorder:
         """Let an array be an input of the program."""
         array = getattr(tensor_or_array, "array", tensor_or_array)
         if id(array) not in self._known:
-            overlapping = self._memories.overlapping(array)
-            entry = self._input(array, source)
-            for memory in overlapping:
-                memory.shared = entry.memory.shared = True
+            overlapping = [
+                _owner(self._entry(x))
+                for x in self._memories.overlapping(array)
+                if self._is_known(x)
+            ]
+            new = self._input(array, source)
+            for owner in overlapping:
+                owner.shared = new.shared = True
         self._arguments.setdefault(id(tensor_or_array), source)
         self._kept.append(tensor_or_array)
 
@@ -165,7 +209,7 @@ class Recorder:
             return
         value = self._value_of(array)
         self.graph.constants[value] = array.copy()
-        self._add(array, value)
+        self._own(array, value)
 
     def see(self, tensor_or_array) -> None:
         """An array that existed before the program, or a tensor that may have: an input, if it is
@@ -176,38 +220,47 @@ class Recorder:
 
     def same(self, array, other) -> None:
         """``array`` is a copy of ``other``."""
-        self._add(array, self.value(other))
+        self._own(array, self.value(other))
 
-    def value(self, array, tensor: Tensor | None = None) -> Value:
-        """The value of an array as it is now; an array never seen is an input."""
+    def value(self, array, tensor: Tensor | None = None) -> Any:
+        """The value of an array as it is now (a number, if it stands for one); an array never seen
+        is an input."""
         entry = self._known.get(id(array))
-        if entry is None or entry.array is not array:
+        if entry is None:
             entry = self._outside(array, tensor)
         return self._current(entry)
 
-    def _current(self, entry: _Entry) -> Value:
-        memory = entry.memory
-        if entry.version != memory.version:
-            if entry.parent is None:
-                entry.value = memory.value
-            else:
+    def _entry(self, array, tensor: Tensor | None = None) -> _Owner | _View:
+        """Whose memory an array is."""
+        entry = self._known.get(id(array))
+        if isinstance(entry, Value):
+            entry = self._known[id(array)] = _Owner(array, entry)
+        elif entry is None:
+            entry = self._outside(array, tensor)
+        assert isinstance(entry, (_Owner, _View))
+        return entry
+
+    def _current(self, entry: Value | float | _Owner | _View) -> Any:
+        if isinstance(entry, _View):
+            if entry.version != entry.owner.version:
                 op, params = entry.step
                 source = self._current(entry.parent)
                 entry.value = self._value_of(entry.array)
                 self._node(OpCall(op, params), (source,), (entry.value,))
-            entry.version = memory.version
-        return entry.value
+                entry.version = entry.owner.version
+            return entry.value
+        return entry.value if isinstance(entry, _Owner) else entry
 
-    def _outside(self, array, tensor: Tensor | None) -> _Entry:
+    def _outside(self, array, tensor: Tensor | None) -> _Owner:
         self._refuse_overlap(array)
         return self._input(array, LiveArray(array) if tensor is None else Live(tensor))
 
-    def _input(self, array, source) -> _Entry:
+    def _input(self, array, source) -> _Owner:
         value = self._value_of(array)
         self.graph.inputs.append(value)
         self.graph.sources.append(source)
-        entry = self._add(array, value)
-        entry.memory.input = value
+        entry = self._known[id(array)] = _Owner(array, value, value)
+        self._memories.add(array)
         return entry
 
     def _refuse_overlap(self, array) -> None:
@@ -218,12 +271,15 @@ class Recorder:
                 f"program, but was not made by an operation of gpugrad"
             )
 
-    def _add(self, array, value: Value, parent=None, step=None) -> _Entry:
-        memory = _Memory(array, value) if parent is None else parent.memory
-        if parent is None:
-            self._memories.add(memory)
-        entry = self._known[id(array)] = _Entry(array, memory, value, parent, step)
-        return entry
+    def _own(self, array, value: Value) -> None:
+        """Know an array that was computed, and is no view of a known one."""
+        self._known[id(array)] = value
+        self._memories.add(array)
+
+    def stands_for(self, array, number: float) -> None:
+        """Take an array for a number wherever it is an argument."""
+        self._known[id(array)] = number
+        self._kept.append(array)
 
     def _value_of(self, array) -> Value:
         if array.__class__ is _ndarray:
@@ -232,12 +288,7 @@ class Recorder:
         return self.graph.value(tuple(array.shape), array.dtype, device)
 
     def _node(self, call: Call, inputs: Sequence, outputs: Sequence[Value]) -> None:
-        self.graph.nodes.append(Node(call, inputs, outputs, self._line or user_line()))
-
-    def at(self, line: tuple[str, int]) -> _At:
-        """A context in which no code but gpugrad's runs, for a line of the program: to look for it
-        at every operation takes 3 us."""
-        return _At(self, line)
+        self.graph.nodes.append(Node(call, inputs, outputs, self.line or user_line(3)))
 
     def made(self, tensor: Tensor) -> None:
         """A tensor that the program made."""
@@ -259,22 +310,27 @@ class Recorder:
     def has_written(self, array) -> bool:
         """Whether the program has written memory that an array lies in."""
         shares = backend_arrays.array_module(array).may_share_memory
-        return any(shares(array, memory.owner) for memory in self._written.values())
+        return any(shares(array, owner.array) for owner in self.written.values())
 
     # ---- calls
 
     def operation(self, op: Op, args: Sequence, params: dict):
         """``op.eval(*args, **params)``; arguments may be tensors."""
-        arrays = [_array(a) for a in args]
-        call = OpCall(op, params)
+        arrays = _arrays(args)
+        if isinstance(op, Elementwise):
+            return self._computed(self._calls[op], args, [op.eval(*arrays)])[0]
+        call = OpCall(op, params) if params else self._calls[op]
         if op.shaped_by_values is not None and op.shaped_by_values(*arrays):
             self._refuse(f"the shape of {op.name} depends on values")
-        if op.is_view and (not self._depth or (self._clean and self._all_known(args))):
+        if op.is_view and not (self._depth and self._is_unexplained(arrays)):
             return self._view(call, args, arrays)
-        compute = lambda: (op.eval(*arrays, **params),)  # noqa: E731
-        return self._call(call, args, compute, op.transparent)[0]
+        return self._call(call, args, op.transparent)[0]
 
-    def _view(self, call: OpCall, args: Sequence, arrays: Sequence):
+    def elementwise(self, op: Elementwise, args: Sequence, result) -> None:
+        """An elementwise operation was computed: ``result`` is an array of its own."""
+        self._computed(self._calls[op], args, [result])
+
+    def _view(self, call: Any, args: Sequence, arrays: Sequence):
         (x,) = arrays
         source = self.value(x, args[0] if isinstance(args[0], Tensor) else None)
         z = call.op.eval(x, **call.params)
@@ -282,125 +338,143 @@ class Recorder:
             return z
         value = self._value_of(z)
         self._node(call, (source,), (value,))
-        shares = z.size and backend_arrays.array_module(z).may_share_memory(z, x)
-        if shares:
-            self._add(z, value, self._known[id(x)], (call.op, call.params))
+        if z.size and backend_arrays.array_module(z).may_share_memory(z, x):
+            self._known[id(z)] = _View(z, value, self._entry(x), (call.op, call.params))
         else:
-            self._add(z, value)
+            self._own(z, value)
         return z
 
     def cotangents(self, op: Op, g, out, saved: Sequence, params: dict, needs) -> Sequence:
         """``op.vjp(...)`` on arrays; None where nothing is needed."""
-        wanted = [k for k, need in enumerate(needs) if need]
+        args = (g, out, *saved)
         call = VjpCall(op, params, tuple(needs))
-        arrays = [_array(s) for s in saved]
-
-        def compute() -> list:
-            parts = op.vjp(g, out, arrays, params, needs)
-            return [d for d, need in zip(parts, needs, strict=True) if need]
-
-        found = self._call(call, (g, out, *saved), compute, op.transparent)
-        parts = [None] * len(needs)
-        for k, d in zip(wanted, found, strict=True):
-            parts[k] = d
-        return parts
+        found = self._call(call, args, op.transparent)
+        if len(found) == len(needs):
+            return found
+        parts = iter(found)
+        return [next(parts) if need else None for need in needs]
 
     def rule(self, rule: Rule, g, out, saved: Sequence) -> list:
         """``rule.run_arrays``: the derivative of an elementwise operation."""
-        parts = [g if e.op == "input" else e.args[0] for e in rule.outputs]
+        found = []
         if rule.computed:
             args = (g, out, *saved) if rule.reads_output else (g, *saved)
             found = self.program(rule.program, args)
-            for k, d in zip(rule.computed, found, strict=True):
-                parts[k] = d
-        for k, d in enumerate(parts):
-            if isinstance(d, (int, float)):
-                parts[k] = backend_arrays.array_module(g).full_like(g, d)
-                self.constant(parts[k])
+            if len(found) == len(rule.outputs):
+                return found
+        parts = []
+        for e in rule.outputs:
+            if e.op == "input":
+                parts.append(g)
+            elif e.op == "const":
+                parts.append(backend_arrays.array_module(g).full_like(g, e.args[0]))
+                self.constant(parts[-1])
+            else:
+                parts.append(found.pop(0))
         return parts
 
-    def program(self, program: Program, args: Sequence) -> Sequence:
+    def program(self, program: Program, args: Sequence) -> list:
         """The results of an elementwise program."""
-        call = ProgramCall(program)
-        arrays = [_array(a) for a in args]
-        return self._call(call, args, lambda: call.evaluate(arrays), False)
+        call = self._calls[program]
+        return self._computed(call, args, list(call.evaluate(_arrays(args))))
 
     def rows(self, program: RowProgram, args: Sequence) -> Sequence:
         """The results of a program over rows."""
-        call = RowsCall(program)
-        return self._call(call, args, lambda: call.evaluate(args), False)
+        return self._call(RowsCall(program), args)
 
     def function(self, function: Callable, args: Sequence, params: dict):
         """``function(*args, **params)``: pure, of arrays, with one result."""
-        call = FunctionCall(function, params)
-        arrays = [_array(a) for a in args]
-        return self._call(call, args, lambda: call.evaluate(arrays), False)[0]
+        return self._call(FunctionCall(function, params), args)[0]
 
     def verify(self, function: Callable, args: Sequence, params: dict) -> None:
         """``function(*args, **params)``, which raises an error or does nothing; arguments may be
         tensors."""
         params = self.plain(params)
-        function(*[_array(a) for a in args], **params)
+        function(*_arrays(args), **params)
         if not self._depth:
-            self._node(CheckCall(function, params), self._inputs(args), ())
+            self._node(CheckCall(function, params), [self._reference(a) for a in args], ())
 
-    def _call(self, call: Call, args: Sequence, compute: Callable, transparent: bool) -> list:
+    def _call(self, call: Call, args: Sequence, transparent: bool = False) -> list:
         """Compute, and note either one node, or what the computation itself reported."""
-        if self._depth and not (self._clean and self._all_known(args)):
-            self._clean = False
-            return list(compute())
+        arrays = _arrays(args)
+        if self._depth and self._is_unexplained(arrays):
+            return list(call.evaluate(arrays))
         inputs = self._inputs(args)
-        known = self._known
-        mark, before, clean = len(self.graph.nodes), len(known), self._clean
+        mark, before, clean = len(self.graph.nodes), len(self._known), self._clean
         self._depth, self._clean = self._depth + 1, transparent
         try:
-            results = list(compute())
+            results = list(call.evaluate(arrays))
         finally:
             self._depth -= 1
+        inner, self._clean = self._clean, clean
+        if transparent:
+            if inner and self._explains(results, arrays, mark):
+                return results
+            del self.graph.nodes[mark:]
+            while len(self._known) > before:  # what the call has made known within
+                self._kept.append(self._known.popitem()[1])
+        return self._note(call, inputs, args, results)
+
+    def _computed(self, call: Call, args: Sequence, results: list) -> list:
+        """What ``_call`` does, for a call that is computed already and reports nothing itself."""
+        if self._depth and self._is_unexplained(_arrays(args)):
+            return results
+        return self._note(call, self._inputs(args), args, results)
+
+    def _is_unexplained(self, arrays: Sequence) -> bool:
+        """Whether arguments were computed, within a call, by what did not report it: then that call
+        is one node."""
+        self._clean = self._clean and self._all_known(arrays)
+        return not self._clean
+
+    def _note(self, call: Call, inputs: Sequence, args: Sequence, results: list) -> list:
+        """Put a call on the graph; its results, as arrays that are their own."""
+        graph, outputs = self.graph, []
         for k, r in enumerate(results):
             if r.__class__ is not _ndarray:
-                results[k] = _as_array(r, args)
-        inner, self._clean = self._clean, clean
-        if transparent and inner and all(self._is_known(r) for r in results):
-            given = all(any(r is a for a in args) for r in results)
-            if given or len(self.graph.nodes) > mark:
-                return results
-        del self.graph.nodes[mark:]
-        while len(known) > before:  # what the call has made known within
-            self._kept.append(known.popitem()[1])
-        outputs = []
-        for k, r in enumerate(results):
-            if self._is_known(r):  # an argument as it is: a value of its own
+                results[k] = r = _as_array(r, args)
+            if id(r) in self._known:  # an argument as it is: a value of its own
                 results[k] = r = r.copy()
-            outputs.append(self._value_of(r))
-            self._add(r, outputs[-1])
-        self._node(call, inputs, outputs)
+            if r.__class__ is _ndarray:
+                value = graph.value(r.shape, r.dtype)
+            else:
+                value = self._value_of(r)
+            self._known[id(r)] = value
+            self._memories.add(r)
+            outputs.append(value)
+        graph.nodes.append(Node(call, inputs, outputs, self.line or user_line(3)))
         return results
-
-    def _is_known(self, array) -> bool:
-        entry = self._known.get(id(array))
-        return entry is not None and entry.array is array
-
-    def _all_known(self, args: Sequence) -> bool:
-        # by class: numpy.float64 is a float, but one that was computed
-        for a in args:
-            if a is None or a.__class__ in _SCALARS or isinstance(a, Meta):
-                continue
-            if not self._is_known(_array(a)):
-                return False
-        return True
 
     def _inputs(self, args: Sequence) -> list:
         """Arguments as the inputs of a node."""
         found, known = [], self._known.get
         for a in args:
-            array = a if a.__class__ is _ndarray else getattr(a, "array", None)
-            entry = known(id(array))
-            if entry is None or entry.array is not array or entry.version != entry.memory.version:
-                found.append(self._reference(a))
-            else:  # most are known, and nobody has written them since
+            entry = known(id(a.array if isinstance(a, Tensor) else a))
+            if entry.__class__ is Value:
+                found.append(entry)
+            elif entry.__class__ is _Owner:
                 found.append(entry.value)
+            else:
+                found.append(self._reference(a))
         return found
+
+    def _explains(self, results: list, arrays: Sequence, mark: int) -> bool:
+        """Whether the nodes from ``mark`` on compute the results of a call."""
+        if not all(map(self._is_known, results)):
+            return False
+        given = all(any(r is x for x in arrays) for r in results)
+        return given or len(self.graph.nodes) > mark
+
+    def _is_known(self, array) -> bool:
+        return id(array) in self._known
+
+    def _all_known(self, arrays: Sequence) -> bool:
+        # by class: numpy.float64 is a float, but one that was computed
+        known = self._known
+        for x in arrays:
+            if not (id(x) in known or x is None or x.__class__ in _SCALARS or isinstance(x, Meta)):
+                return False
+        return True
 
     def _reference(self, a):
         """An argument as the input of a node."""
@@ -421,31 +495,21 @@ class Recorder:
         """The memory of a tensor now holds the values of a tensor or array of its shape and
         dtype."""
         tensor = value if isinstance(value, Tensor) else None
-        self.write_value(target.array, self.value(_array(value), tensor), target)
+        array = value if tensor is None else tensor.array
+        self.write_value(target.array, self.value(array, tensor), target)
 
     def write_value(self, array, value: Value, tensor: Tensor | None = None) -> None:
-        entry = self._known.get(id(array))
-        if entry is None or entry.array is not array:
-            entry = self._outside(array, tensor)
-        memory = entry.memory
-        if memory.shared:
+        entry = self._entry(array, tensor)
+        owner = _owner(entry)
+        if owner.shared:
             self.fail("an argument is written that shares memory with another")
-        if entry.parent is None:
-            after = value
-        else:
-            chain, root = [], entry
-            while root.parent is not None:
-                chain.append(root.step)
-                root = root.parent
-            base = self._current(root)
-            after = self._value_of(root.array)
-            put = REGISTRY["put_view"]
-            self._node(OpCall(put, {"chain": tuple(chain[::-1])}), (base, value), (after,))
-        memory.version += 1
-        memory.value = after
-        self._written[id(memory)] = memory
-        if entry.parent is None:
-            entry.value, entry.version = value, memory.version
+        if entry is not owner:
+            base, part, chain = owner.value, value, {"chain": _steps(entry)}
+            value = self._value_of(owner.array)
+            self._node(OpCall(REGISTRY["put_view"], chain), (base, part), (value,))
+        owner.version += 1
+        owner.value = value
+        self.written[id(owner)] = owner
 
     def update(self, update, lists: Sequence, scalars: dict, unless: Tensor | None) -> None:
         """An in-place update (``foreach.py``) of lists of tensors. It has been computed already."""
@@ -503,8 +567,10 @@ class Recorder:
 
     def _is_computed(self, tensor: Tensor) -> bool:
         """Whether the program makes or changes the values of a tensor."""
-        entry = self._known.get(id(tensor.array))
-        return entry is not None and (entry.memory.input is None or entry.memory.version > 0)
+        if not self._is_known(tensor.array):
+            return False
+        owner = _owner(self._entry(tensor.array))
+        return owner.input is None or owner.version > 0
 
     @contextmanager
     def ask(
@@ -522,8 +588,6 @@ class Recorder:
 
     def accumulate(self, tensor: Tensor, g) -> None:
         """Add a cotangent to ``tensor.grad``, as the engine does."""
-        from ..tensor import bump_version, wrap
-
         self.touch(tensor)
         if g.dtype != tensor.array.dtype:
             g = self.operation(REGISTRY["cast"], (g,), {"dtype": tensor.array.dtype})
@@ -661,12 +725,12 @@ class Recorder:
         value = self.value(tensor.array, tensor)
         with backend_arrays.there(tensor.array):
             copy = tensor.array.copy()
-        self._add(copy, value)
+        self._own(copy, value)
         self.shown.append(Shown(text, value, copy, render, user_line()))
 
     def plain(self, params: dict) -> dict:
         """Parameters of an operation, with Python's numbers for those that are followed."""
-        return plain(params) if self.numbers else params
+        return plain(params) if params and self.numbers else params
 
     def number(self, tensor: Tensor):
         """``tensor.item()``, as a number that the recorder goes on seeing."""
@@ -681,38 +745,32 @@ class Recorder:
 
     # ---- the end
 
+    def _source(self, tensor: Tensor) -> Any:
+        """Where the memory that a tensor lies in came from; None if the program made it."""
+        if not self._is_known(tensor.array):
+            return None
+        input = _owner(self._entry(tensor.array)).input
+        return None if input is None else self.graph.sources[self.graph.inputs.index(input)]
+
     def is_live(self, tensor: Tensor) -> bool:
         """Whether a tensor is one that existed before: it is returned as it is."""
-        entry = self._known.get(id(tensor.array))
-        if entry is None or entry.memory.input is None:
-            return False
-        place = self.graph.inputs.index(entry.memory.input)
-        return getattr(self.graph.sources[place], "tensor", None) is tensor
+        return getattr(self._source(tensor), "tensor", None) is tensor
 
     def view_outside(self, tensor: Tensor) -> tuple[Any, tuple] | None:
         """Whose memory a tensor without history is a view of, if that existed before: its source,
         and the operations that lead to the view."""
-        entry = self._known.get(id(tensor.array))
-        if entry is None or entry.memory.input is None or tensor.requires_grad:
-            return None
-        chain = []
-        while entry.parent is not None:
-            chain.append(entry.step)
-            entry = entry.parent
-        root = entry.memory.input
-        assert root is not None
-        source = self.graph.sources[self.graph.inputs.index(root)]
+        source = None if tensor.requires_grad else self._source(tensor)
         if source.__class__ not in (Argument, Live):
             return None
-        return source, tuple(chain[::-1])
+        return source, _steps(self._entry(tensor.array))
 
     def finish(self, outputs: Sequence[Tensor]) -> Graph:
         """The graph, with tensors as its outputs and everything written as its stores."""
         graph = self.graph
         graph.outputs = [self.value(t.array, t) for t in outputs]
-        for memory in self._written.values():
-            if memory.input is not None and memory.value is not memory.input:
-                graph.stores.append((memory.input, memory.value))
+        for owner in self.written.values():
+            if owner.input is not None and owner.value is not owner.input:
+                graph.stores.append((owner.input, owner.value))
         return graph
 
     def grads(self) -> list[tuple[Tensor | Argument, Value | None]]:
@@ -723,25 +781,9 @@ class Recorder:
             if grad is None:
                 found.append((owner, None))
                 continue
-            entry = self._known.get(id(grad.array))
-            if entry is not None and entry.memory.input is None:
-                found.append((owner, self._current(entry)))
+            if self._is_known(grad.array) and self._source(grad) is None:
+                found.append((owner, self.value(grad.array)))
         return found
-
-
-class _At:
-    """See ``Recorder.at``."""
-
-    __slots__ = ("line", "outer", "recorder")
-
-    def __init__(self, recorder: Recorder, line: tuple[str, int]):
-        self.recorder, self.line = recorder, line
-
-    def __enter__(self) -> None:
-        self.outer, self.recorder._line = self.recorder._line, self.line
-
-    def __exit__(self, *_: object) -> None:
-        self.recorder._line = self.outer
 
 
 class _Asking:
@@ -778,15 +820,25 @@ def remembered(outputs: Sequence[Tensor]) -> set[int]:
     return found
 
 
-def _array(a):
-    return a.array if isinstance(a, Tensor) else a
+def _steps(entry: _Owner | _View) -> tuple[tuple[Op, dict], ...]:
+    """The operations that lead from the owner of memory to a view."""
+    steps = []
+    while isinstance(entry, _View):
+        steps.append(entry.step)
+        entry = entry.parent
+    return tuple(steps[::-1])
+
+
+def _arrays(args: Sequence) -> list:
+    """Arguments, with arrays for tensors."""
+    return [a.array if isinstance(a, Tensor) else a for a in args]
 
 
 def _as_array(r, args: Sequence):
     """NumPy's functions return scalars for zero-dimensional arrays."""
     if backend_arrays.is_array(r):
         return r
-    like = next((_array(a) for a in args if hasattr(_array(a), "dtype")), 1.0)
+    like = next((x for x in _arrays(args) if hasattr(x, "dtype")), 1.0)
     return backend_arrays.array_module(like).asarray(r)
 
 

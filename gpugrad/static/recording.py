@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..autocasting import autocasting
@@ -192,7 +192,7 @@ def _bytes(array) -> bytes:
     return backend_arrays.to_numpy(array).tobytes()
 
 
-def _line_of(function: Callable) -> tuple[str, int]:
+def _line_of(function: Callable) -> Iterable:
     code = getattr(function, "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code else (type(function).__name__, 0)
 

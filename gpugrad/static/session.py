@@ -167,7 +167,7 @@ class _Recording:
         if self.recorder.failure is not None:
             reason, line = self.recorder.failure
             raise RuntimeError(f"{reason}, but a graph has no values before it is run: {line}")
-        if any(memory.input is not None for memory in self.recorder._written.values()):
+        if any(owner.input is not None for owner in self.recorder.written.values()):
             raise RuntimeError(
                 "a variable or placeholder was written in place while the graph was built: use "
                 "assign(variable, value), and fetch what it returns"

@@ -13,7 +13,7 @@ from gpugrad.codegen.expr import literally, variable
 from gpugrad.ops.core import REGISTRY
 from gpugrad.static import passes, text
 from gpugrad.static.graph import Graph, Node, OpCall
-from gpugrad.static.record import _Memories, _Memory, bounds
+from gpugrad.static.record import _Memories, bounds
 from tests.static.recorded import arrays_for, graph_of, results
 from tests.static.test_passes import PROGRAMS
 
@@ -162,9 +162,11 @@ def test_svg_says_what_it_needs(monkeypatch):
         _ = graph.svg
 
 
-def test_known_memory_is_found_by_where_it_lies():
-    """As looking at every memory would find it, in whatever order memories come."""
-    rng, base = np.random.default_rng(0), np.zeros(256, np.uint8)
+@pytest.mark.parametrize("memory", [np.zeros(256, np.uint8), bytearray(256)], ids=type)
+def test_known_memory_is_found_by_where_it_lies(memory):
+    """As looking at every array would find it, in whatever order arrays come, of memory that NumPy
+    owns or somebody else does; and beside arrays of other owners."""
+    rng, base = np.random.default_rng(0), np.frombuffer(memory, np.uint8)
 
     def part():
         start, stop = sorted(rng.integers(0, base.size, 2))
@@ -173,10 +175,45 @@ def test_known_memory_is_found_by_where_it_lies():
     for _ in range(100):
         memories, known = _Memories(), []
         for _ in range(8):
-            known.append(_Memory(part(), None))
+            known += [part(), np.zeros(3)]
+            memories.add(known[-2])
             memories.add(known[-1])
             array = part()
             low, high = bounds(array)
-            spans = [(m, bounds(m.owner)) for m in known]
-            wanted = {id(m) for m, (start, stop) in spans if low < stop and start < high}
+            spans = [(x, bounds(x)) for x in known]
+            wanted = {id(x) for x, (start, stop) in spans if low < stop and start < high}
             assert set(map(id, memories.overlapping(array))) == wanted
+            assert memories.overlapping(np.zeros(3)) == []
+
+
+def test_memory_of_others_is_compared_with_that_of_numpy():
+    """An array over the buffer of another has that one's memory, but not as its owner."""
+    array = np.zeros(8)
+    over = np.asarray(memoryview(array))[2:4]
+    for known, asked in ((array, over), (over, array)):
+        memories = _Memories()
+        memories.add(known)
+        (found,) = memories.overlapping(asked)
+        assert found is known
+
+
+def test_numbers_stay_numbers():
+    """From the left and the right, whole or not, and in derivatives."""
+    w = gg.tensor([1.0, 2.0], requires_grad=True)
+
+    def step():
+        w.grad = None
+        loss = ((2 - w) * 1.5 / 4 - (-0.0)).sum()
+        loss.backward()
+        return loss
+
+    lines = str(graph_of(step)).splitlines()
+    for ending in (
+        "sub(2, %0)",
+        "mul(%1, 1.5)",
+        "div(%2, 4)",
+        "sub(%3, -0.0)",
+        "mul(g, x1)}(%8, 1.5)",
+    ):
+        assert any(line.endswith(ending) for line in lines), ending
+    assert sum("<-" in line for line in lines) == 1
