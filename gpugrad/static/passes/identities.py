@@ -280,6 +280,8 @@ def folded(op: str, *args) -> Expr:
                 return const(fold(*numbers))
             except (ArithmeticError, ValueError):
                 pass  # 1 / 0: left to the arrays, which give infinity
+    if op == "positive" and args[0].op != "input":  # a copy of what has memory of its own
+        return args[0]
     if op == "where" and args[0].op == "const":
         return args[1] if args[0].args[0] else args[2]
     return exactly(op, *args)
