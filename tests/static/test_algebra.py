@@ -262,6 +262,26 @@ def test_log_of_softmax_is_computed_row_by_row(rng, runner):
     close(found.array, gg.autograd.grad(function(x)[:, 0].sum(), [x])[0].array, 1e-10)
 
 
+def test_a_softmax_that_is_read_under_another_name_is_kept(rng, runner):
+    def function(x):
+        y = F.softmax(x, -1) + 0.0
+        return gg.log(y), y * 2.0
+
+    x = gg.tensor(rng.normal(size=(4, 5)))
+    results, _ = real(function, x)
+    for found, expected in zip(results, function(x), strict=True):
+        close(found.array, expected.array)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("algebra", ["exact", "real"])
+def test_the_mean_of_nothing_is_no_number(algebra, runner):
+    compiled = gg.compile(lambda x: (x * 0).mean(), algebra=algebra)
+    for _ in range(3):
+        assert bool(compiled(gg.zeros(0, 3)).isnan())
+    assert compiled.stats["replays"] == 1
+
+
 # ------------------------------------------------------------------------------------------------
 # linear operations
 

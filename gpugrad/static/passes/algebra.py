@@ -79,7 +79,7 @@ class _Rewriting:
             if _kinds(node) is not None:
                 self.rows.update(dict.fromkeys(node.outputs, node))
             return
-        found = pointwise(node)
+        found = None if any(0 in v.shape for v in node.outputs) else pointwise(node)
         if found is None or not (self._join_rows(node, found) or self._elements(node, found)):
             self.nodes.append(node)
             if node.call.__class__ is OpCall and node.call.op.name in _MOVES:
@@ -178,6 +178,7 @@ class _Rewriting:
             small = self.expressions.leaves[e.args[0]]
             if small.shape == v.shape and v not in self.results:
                 self.replaced.replace(v, small)
+                self.read[small] += self.read[v] - 1
                 return
             if small.shape == v.shape:  # an array of its own
                 self.nodes.append(Node(ProgramCall(_COPY), [small], [v], line))
