@@ -79,7 +79,9 @@ class _Rewriting:
             if _kinds(node) is not None:
                 self.rows.update(dict.fromkeys(node.outputs, node))
             return
-        found = None if any(0 in v.shape for v in node.outputs) else pointwise(node)
+        found = pointwise(node)
+        if found is not None and 0 in found.shape:  # the mean of nothing is no number
+            found = None
         if found is None or not (self._join_rows(node, found) or self._elements(node, found)):
             self.nodes.append(node)
             if node.call.__class__ is OpCall and node.call.op.name in _MOVES:
