@@ -426,8 +426,7 @@ def run_program(program: Program, args):
             if outputs is not None:
                 return outputs[0] if len(outputs) == 1 else outputs
     reuse = any(getattr(a, "ndim", 0) for a in args)
-    dtype = _floating_dtype(args) if program.chooses_constants else None
-    results = program.direct(functions, dtype, reuse)(*args)
+    results = program.direct(functions, _dtype_of_constants(program, args), reuse)(*args)
     if reuse:
         return results
     if len(program.outputs) == 1:
@@ -435,27 +434,28 @@ def run_program(program: Program, args):
     return [_as_array(r, xp) for r in results]
 
 
-_NUMBERS = (bool, int, float, complex)
-
-
 def _are_small(args) -> bool:
-    """Whether arguments are small NumPy arrays, not all of them zero-dimensional, and numbers: a
-    program of them is run directly, without the questions of ``run_program`` (3 us)."""
+    """Whether arguments are small NumPy arrays, not all of them zero-dimensional: a program of them
+    is run directly, without the questions of ``run_program`` (3 us)."""
     dimensions = 0
     for a in args:
-        if a.__class__ is _ndarray:
-            if a.nbytes >= LARGE:
-                return False
-            dimensions += a.ndim
-        elif a.__class__ not in _NUMBERS:
+        if a.__class__ is not _ndarray or a.nbytes >= LARGE:
             return False
+        dimensions += a.ndim
     return dimensions > 0 and not wide.has_bfloat16(args)
 
 
-def _floating_dtype(args):
-    """The dtype of the first array of floating-point numbers."""
-    dtypes = [a.dtype for a in args if hasattr(a, "dtype")]
-    return next((d for d in dtypes if d.kind == "f"), None)
+def _dtype_of_constants(program: Program, args):
+    """The dtype of the arrays of floating-point numbers, where constants must have it: a choice
+    between constants and, of numbers, ``1 / 3.0`` are float64 to NumPy, which the arrays would
+    follow. None where they need none."""
+    numbers = any(a.__class__ in (int, float) for a in args)
+    if not (numbers or program.chooses_constants):
+        return None
+    dtypes = [a.dtype for a in args if hasattr(a, "dtype") and a.dtype.kind == "f"]
+    if len(set(dtypes)) > 1 and not program.chooses_constants:
+        return None
+    return dtypes[0] if dtypes else None
 
 
 def _as_array(value, xp):

@@ -42,13 +42,20 @@ class Compiled:
     """A compiled function; see ``compile``."""
 
     def __init__(
-        self, function: Callable, check: int, outputs: str, any_size: bool, fullgraph: bool
+        self,
+        function: Callable,
+        check: int,
+        outputs: str,
+        any_size: bool,
+        fullgraph: bool,
+        algebra: str,
     ):
         self.__wrapped__ = function
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.__doc__ = function.__doc__
         self._function, self._checks = function, check
         self._borrow, self._fullgraph = outputs == "borrow", fullgraph
+        self.algebra = algebra
         self.families = dynamic.Families() if any_size else None
         self.surroundings = Surroundings(function)
         self._variants: dict[Any, Variant] = {}
@@ -198,7 +205,7 @@ class Compiled:
             with autocasting.autocasting(state):
                 return self._function(*given, **named)
 
-        variant.take(recording, function, self._borrow)
+        variant.take(recording, function, self._borrow, self.algebra)
         if variant.rejected is not None and self._changes:  # the next call has another variant
             self.rejected = variant.rejected
         if variant.rejected is not None:
@@ -325,7 +332,7 @@ class Variant:
         """The recording before the next one; of another size, if this size has none."""
         return self.previous or (None if self.member is None else self.member.family.recording)
 
-    def take(self, recording: Recording, function: Callable, borrow: bool) -> None:
+    def take(self, recording: Recording, function: Callable, borrow: bool, algebra: str) -> None:
         """Compile a recording if it is the same as the one before, or the one that is expected of
         its size."""
         way = recording.way
@@ -345,7 +352,7 @@ class Variant:
         if what is None:
             assert earlier is not None
             recording.keep_pinned(earlier)
-            self.programs.insert(0, ReplayedProgram(recording, function, borrow))
+            self.programs.insert(0, ReplayedProgram(recording, function, borrow, algebra))
             if known:
                 self.expected.append(self.programs[0])
             elif self.member is not None:
@@ -387,6 +394,7 @@ def compile(
     outputs: str = "copy",
     dynamic: bool = False,
     fullgraph: bool = False,
+    algebra: str = "exact",
 ):
     """A function or module that is recorded from its first calls and then replayed as one program.
 
@@ -411,6 +419,12 @@ def compile(
     first operation that differs. ``outputs="borrow"`` returns tensors over the program's own memory
     instead of copies; using one after the next call raises RuntimeError.
 
+    With ``algebra="real"`` a CPU's and a GPU's programs are also rewritten by identities that hold
+    for real numbers, not for floats: ``x / 3`` becomes ``x * (1 / 3)``, ``x * 0`` zero, whatever x
+    is, ``x @ y @ v`` a product of fewer multiplications. Results differ by rounding from those of
+    eager mode, more where much is cancelled, and where infinities, NaN or the sign of zero matter;
+    ``explain()`` names the identities.
+
     >>> import gpugrad as gg
     >>> w = gg.tensor(0.0, requires_grad=True)
     >>> @gg.compile
@@ -429,6 +443,8 @@ def compile(
     """
     if outputs not in ("copy", "borrow"):
         raise ValueError(f"outputs must be 'copy' or 'borrow', got {outputs!r}")
+    if algebra not in ("exact", "real"):
+        raise ValueError(f"algebra must be 'exact' or 'real', got {algebra!r}")
     if function is None:
-        return lambda f: Compiled(f, check, outputs, dynamic, fullgraph)
-    return Compiled(function, check, outputs, dynamic, fullgraph)
+        return lambda f: Compiled(f, check, outputs, dynamic, fullgraph, algebra)
+    return Compiled(function, check, outputs, dynamic, fullgraph, algebra)

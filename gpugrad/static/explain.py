@@ -52,6 +52,11 @@ def _program(program) -> list[str]:
         lines.append(f"{run.bytes} bytes of planned memory")
     if program.recording.derivative is not None:
         lines.append(f"on the tape of the caller: {program.second.num_ops} operations backward")
+    identities = Counter(
+        [*graph.identities, *(program.second.identities if program.second else ())]
+    )
+    for identity, n in identities.most_common():
+        lines.append(f"as of real numbers: {identity}{f' ({n} times)' if n > 1 else ''}")
     for v, outcome in graph.guards:
         lines.append(f"guard: {v!r} is {outcome}")
     for name, n in Counter(getattr(run, "fallbacks", ())).items():

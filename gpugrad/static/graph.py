@@ -358,6 +358,7 @@ class Graph:
         self.outputs: list[Value] = []
         self.stores: list[tuple[Value, Value]] = []
         self.guards: list[tuple[Value, bool]] = []
+        self.identities: list[str] = []  # of real numbers, by which it was rewritten
         self._count = 0
 
     def value(self, shape, dtype, device=None) -> Value:
@@ -375,6 +376,7 @@ class Graph:
         new.inputs, new.sources, new.constants = self.inputs, self.sources, dict(self.constants)
         new.nodes, new.outputs = nodes, list(self.outputs)
         new.stores, new.guards, new._count = list(self.stores), list(self.guards), self._count
+        new.identities = list(self.identities)
         return new
 
     @property

@@ -33,9 +33,15 @@ class ReplayedProgram:
     has another outcome, a tensor another shape, or there is an error, which eager mode shall raise.
     """
 
-    def __init__(self, recording: Recording, function: Callable, borrow: bool = False):
+    def __init__(
+        self,
+        recording: Recording,
+        function: Callable,
+        borrow: bool = False,
+        algebra: str = "exact",
+    ):
         """``function(leaves)`` runs the function itself. With ``borrow`` the returned tensors are
-        over the program's own memory, if the runner lends it."""
+        over the program's own memory, if the runner lends it. ``algebra`` as for ``compile``."""
         if all(v.device is None for v in recording.graph.inputs):
             machine()  # LLVM starts once in a process: no part of what this program costs
         start = time.perf_counter()
@@ -45,8 +51,8 @@ class ReplayedProgram:
         derivative, second, self.saved = recording.derivative, None, 0
         if derivative is not None:
             graph, second, self.saved = compose.halves(graph, derivative, recording.forward)
-            second = optimized(second)
-        self.recorded, first = graph, optimized(graph)
+            second = optimized(second, algebra)
+        self.recorded, first = graph, optimized(graph, algebra)
         if second is not None:
             first = compose.with_inputs_of(second, graph, first)
         self.graph, self.hosts = with_draws(first, recording.hosts)

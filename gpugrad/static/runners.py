@@ -10,10 +10,10 @@ from .graph import Graph
 from .sources import Host
 
 
-def optimized(graph: Graph) -> Graph:
-    """The graph after the passes of the runner that it gets."""
+def optimized(graph: Graph, algebra: str = "exact") -> Graph:
+    """The graph after the passes of the runner that it gets; ``algebra`` as for ``compile``."""
     native = machine() is not None and not _on_devices(graph)
-    return passes.optimize(graph, passes.NATIVE if native else passes.DEFAULT)
+    return passes.optimize(graph, passes.chosen(native, algebra))
 
 
 def _on_devices(graph: Graph) -> bool:

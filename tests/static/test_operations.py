@@ -398,3 +398,20 @@ def test_the_same_argument_twice_and_arguments_that_overlap(tolerance):
                 x = x[:2]
                 results.append((function(x, y if k % 6 else x), x, y, other))
             assert_same(*results, tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(3, 4), (300, 400)])
+def test_derivatives_by_numbers_keep_the_dtype(dtype, shape, tolerance):
+    """NumPy makes a float64 of 1 / 3.0, which recorded derivatives were once multiplied by."""
+
+    def slope(x):
+        y = x / 3.0 + gg.pow(x, 2.5)
+        return gg.autograd.grad(y, [x], gg.ones_like(y))[0]
+
+    compiled = gg.compile(slope)
+    for k in range(4):
+        x = gg.full(shape, 1.0 + k, dtype=getattr(gg, dtype), requires_grad=True)
+        found, expected = compiled(x), slope(x)
+        assert found.dtype == expected.dtype == getattr(gg, dtype)
+        np.testing.assert_allclose(found.array, expected.array, 4 * np.finfo(dtype).eps)

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..graph import Graph
+from .algebra import use_identities
 from .broadcasts import broadcast_lazily
 from .fusion import fuse
+from .linear import move_scales
 from .merging import merge_products
+from .product_order import order_products
 from .recomputing import recompute
 from .simple import drop_dead, fold_constants, share_common, simplify
 
@@ -24,6 +27,16 @@ _FUSION: tuple[Pass, ...] = (broadcast_lazily, fuse, drop_dead)
 DEFAULT = (*_SIMPLE, *_FUSION)
 # Those of the native runner, which adds up in another order; it has more that come after them.
 NATIVE = (*_SIMPLE, merge_products, *_FUSION)
+# What compile(algebra="real") adds after the simple ones, and after all: longer expressions.
+_REAL: tuple[Pass, ...] = (use_identities, move_scales, order_products, share_common, drop_dead)
+
+
+def chosen(native: bool, algebra: str) -> Sequence[Pass]:
+    """The passes of a runner, for an ``algebra`` of ``compile``."""
+    if algebra == "exact":
+        return NATIVE if native else DEFAULT
+    merging: tuple[Pass, ...] = (merge_products,) if native else ()
+    return (*_SIMPLE, *_REAL, *merging, *_FUSION, use_identities, drop_dead)
 
 
 def optimize(graph: Graph, passes: Sequence[Pass] = DEFAULT) -> Graph:
@@ -38,6 +51,7 @@ def optimize(graph: Graph, passes: Sequence[Pass] = DEFAULT) -> Graph:
 
 
 __all__ = [
-    "DEFAULT", "NATIVE", "Pass", "broadcast_lazily", "drop_dead", "fold_constants", "fuse",
-    "merge_products", "optimize", "recompute", "share_common", "simplify",
+    "DEFAULT", "NATIVE", "Pass", "broadcast_lazily", "chosen", "drop_dead", "fold_constants",
+    "fuse", "merge_products", "move_scales", "optimize", "order_products", "recompute",
+    "share_common", "simplify", "use_identities",
 ]  # fmt: skip

@@ -68,13 +68,13 @@ def _pointwise(node: Node, program: Program) -> Pointwise | None:
     for e, v in zip(program.outputs, node.outputs, strict=True):
         if (e.op in BOOLEAN) != (v.dtype == _BOOL):
             return None
-    if _computes_with_masks(program, frozenset(masks), frozenset(numbers)):
+    if computes_with_masks(program, frozenset(masks), frozenset(numbers)):
         return None
     return Pointwise(program, first.shape, next(iter(dtypes), None), first.device)
 
 
 @lru_cache(maxsize=4096)
-def _computes_with_masks(program: Program, masks: frozenset, numbers: frozenset) -> bool:
+def computes_with_masks(program: Program, masks: frozenset, numbers: frozenset) -> bool:
     """Whether there is arithmetic of masks alone, or of masks and numbers: the dtype of its result
     is none of ours."""
     kinds: dict[Expr, bool | None] = {}  # whether a mask; None for a number
@@ -152,7 +152,7 @@ class Expressions:
             for _, v in read_by(program, node)
             if v.__class__ is Value and v in self._constants and v not in known
         ]
-        found = {v: self._number(v) for v in constants}
+        found = {v: self.number(v) for v in constants}
         found = {v: number for v, number in found.items() if number is not None}
         if not found:
             return found
@@ -165,7 +165,8 @@ class Expressions:
         keeps = all(full & names_in(e) for e in program.outputs)
         return found if keeps else {}
 
-    def _number(self, v: Value) -> float | None:
+    def number(self, v: Value) -> float | None:
+        """The number that all elements of a constant are."""
         if v not in self._uniform:
             self._uniform[v] = uniform(self._constants[v])
         return self._uniform[v]

@@ -12,7 +12,7 @@ from typing import Any
 from ...backend.arrays import backend_of, is_array, there
 from ...backend.numpy import xp as np
 from ...codegen.arrays import Program
-from ...codegen.expr import Expr, build, evaluate, exactly, inputs_of, topological, variable
+from ...codegen.expr import Expr, evaluate, exactly, topological, variable
 from ..graph import Graph, Node, OpCall, ProgramCall, Value, frozen_input
 from .pointwise import Expressions, as_program, branches, pointwise, read_by
 from .rewriting import Replacements
@@ -110,19 +110,19 @@ def _key_of(i) -> Any:
 # identities
 
 
-def simplify(graph: Graph, exact: bool = True) -> Graph:
+def simplify(graph: Graph) -> Graph:
     """Leave out steps that change nothing, and make one of two that undo each other in part.
 
     ``x * 1``, ``x - 0``, ``-(-x)``, casts to the same dtype or through a wider one and back,
-    reshapes of reshapes, permutations of permutations, sums to the same shape. With ``exact=False``
-    also what changes bits: ``x + 0`` (of -0.0), ``x * 0`` (of infinities and NaN), ``x ** 2``.
+    reshapes of reshapes, permutations of permutations, sums to the same shape. Nothing that changes
+    bits, such as ``x + 0`` (of -0.0) and ``x * 0`` (of infinities): see ``identities.py``.
     """
     replaced, kept = Replacements(graph), []
     made: dict[Value, Node] = {}
-    expressions, form = Expressions(graph), exactly if exact else build
+    expressions = Expressions(graph)
     for old in graph.nodes:
         node = replaced.renewed(old)
-        simpler = _simpler(node, made, expressions, form)
+        simpler = _simpler(node, made, expressions)
         if simpler.__class__ is Node:
             node = simpler
         elif simpler is not None and replaced.may_replace(node):
@@ -134,7 +134,7 @@ def simplify(graph: Graph, exact: bool = True) -> Graph:
     return replaced.finished(kept)
 
 
-def _simpler(node: Node, made: dict[Value, Node], expressions: Expressions, form: Callable) -> Any:
+def _simpler(node: Node, made: dict[Value, Node], expressions: Expressions) -> Any:
     """A simpler node with the same result, or the value that is the result; None if there is
     neither."""
     if node.call.__class__ is OpCall and node.inputs and node.inputs[0].__class__ is Value:
@@ -144,9 +144,9 @@ def _simpler(node: Node, made: dict[Value, Node], expressions: Expressions, form
     found = pointwise(node)
     if found is None or len(node.outputs) > 1:
         return None
-    if _stays(found.program, _given(found.program, node, expressions), form):
+    if _stays(found.program, _given(found.program, node, expressions)):
         return None
-    (e,) = expressions.of(found.program, node, {}, form)
+    (e,) = expressions.of(found.program, node, {}, exactly)
     if not isinstance(e, Expr) or e.op == "const":
         return None
     if e.op == "input":
@@ -154,8 +154,6 @@ def _simpler(node: Node, made: dict[Value, Node], expressions: Expressions, form
         return v if (v.shape, v.dtype) == (out.shape, out.dtype) else None
     steps = [s for s in topological([e]) if s.op not in ("input", "const")]
     if len(steps) >= len(found.program.steps):
-        return None
-    if form is build and not _keeps_shape(e, expressions.leaves, found.shape):
         return None
     program, inputs = as_program([e], expressions.leaves, found.shape)
     return Node(ProgramCall(program), inputs, node.outputs, node.line)
@@ -177,7 +175,7 @@ def _given(program: Program, node: Node, expressions: Expressions) -> tuple:
 
 
 @lru_cache(4096)
-def _stays(program: Program, given: tuple, form: Callable) -> bool:
+def _stays(program: Program, given: tuple) -> bool:
     """Whether expressions of such inputs have nothing to simplify: asked of each operation once,
     while a graph has hundreds of nodes."""
     names = [name for name in program.inputs if name in program.used]
@@ -185,17 +183,11 @@ def _stays(program: Program, given: tuple, form: Callable) -> bool:
         name: g[0] if g.__class__ is tuple else variable(f"v{g}")
         for name, g in zip(names, given, strict=True)
     }
-    (e,) = evaluate(program.outputs, env, form, program.order)
+    (e,) = evaluate(program.outputs, env, exactly, program.order)
     if not isinstance(e, Expr) or e.op == "const":
         return True
     steps = [s for s in topological([e]) if s.op not in ("input", "const")]
     return e.op != "input" and len(steps) >= len(program.steps)
-
-
-def _keeps_shape(e: Expr, leaves: dict[str, Any], shape: tuple[int, ...]) -> bool:
-    read = [leaves[name] for name in inputs_of([e])]
-    shapes = [v.shape for v in read if v.__class__ is Value and v.dtype is not None]
-    return bool(shapes) and np.broadcast_shapes(*shapes) == shape
 
 
 def _before(v: Value, made: dict[Value, Node], name: str) -> Node | None:

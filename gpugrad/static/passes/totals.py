@@ -121,9 +121,9 @@ def _joined(graph: Graph, node: Node, total: Node, readers: dict) -> list[Node] 
 
 
 def _columns(n: int) -> int | None:
-    """How long the rows are; None if the size has no divisor that is fit."""
-    if 0 < n <= _ONE_ROW:
-        return n
+    """How long the rows are; None if the size has no divisor that is fit, or is zero."""
+    if n <= _ONE_ROW:
+        return n or None
     fitting = (c for c in range(_LONGEST, _SHORTEST - 1, -1) if n % c == 0)
     return next(fitting, None)
 
