@@ -25,7 +25,7 @@ import numpy as np
 
 from ..backend import numpy as backend
 from . import vector_math
-from .arrays import BOOLEAN, Program, merge_dimensions
+from .arrays import BOOLEAN, Cut, Program, cut_dimensions, merge_dimensions
 from .expr import Expr, topological
 from .ir import Code, Value, is_real, with_element
 from .machine import ELEMENTS, INTEGERS, Machine, machine
@@ -441,10 +441,12 @@ def _plan(program: Program, args: Sequence) -> _Plan | None:
     return _Plan(kernel, operands, _table(sizes, strides), dtypes, _depth(sizes))
 
 
-def plan_into(program: Program, operands: _Operands, outputs: list) -> tuple[Any, array] | None:
+def plan_into(
+    program: Program, operands: _Operands, outputs: list, rows: int = 0
+) -> tuple[Any, array] | None:
     """The kernel that computes a program into given arrays of any strides, and the table it reads;
-    None where there is none."""
-    loops = _loops(operands.shape, [*operands.arrays, *outputs])
+    None where there is none. With ``rows`` threads share so many blocks of rows."""
+    loops = _loops(operands.shape, [*operands.arrays, *outputs], rows)
     if loops is None:
         return None
     sizes, strides = loops
@@ -545,17 +547,22 @@ def _steps(sizes: Sequence[int], itemsize: int) -> list[int]:
     return steps[::-1]
 
 
-def _loops(shape, arrays) -> tuple[list[int], list[list[int]]] | None:
-    """Sizes of at most three nested loops and the strides of every array in them, in bytes.
+def _loops(shape, arrays, rows: int = 0) -> tuple[list[int], list[list[int]]] | None:
+    """Sizes of at most three nested loops and the strides of every array in them, in bytes; with
+    ``rows`` the outermost one has this size.
 
     None if three loops do not do, or if an array's elements lie apart in the innermost.
     """
-    sizes, kept = merge_dimensions(
-        shape, [strides_in(a.shape, a.strides, len(shape)) for a in arrays]
-    )
+    steps = [strides_in(a.shape, a.strides, len(shape)) for a in arrays]
+    cut = cut_dimensions(shape, steps, rows) if rows else Cut([], shape, steps)
+    if cut is None or None in cut.steps:
+        return None
+    sizes, kept = merge_dimensions(cut.sizes, cut.strides)
     if not sizes:  # one element
-        return [1], [[a.itemsize] for a in arrays]
+        sizes, kept = [1], [[a.itemsize] for a in arrays]
     fits = all(k[-1] in (0, a.itemsize) for k, a in zip(kept, arrays, strict=True))
+    if rows:
+        sizes, kept = [rows, *sizes], [[s, *k] for s, k in zip(cut.steps, kept, strict=True)]
     return (sizes, kept) if fits and len(sizes) <= 3 else None
 
 

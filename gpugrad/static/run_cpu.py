@@ -17,9 +17,9 @@ from typing import Any
 from ..backend.arrays import _ndarray
 from ..backend.memory import references
 from ..backend.numpy import xp as np
-from ..codegen import workers
+from ..codegen import chains, workers
 from ..codegen.rows import INDEX
-from ..codegen.tasks import TaskList
+from ..codegen.tasks import Task, TaskList
 from . import lower
 from .graph import EpilogueCall, Graph, Node, OpCall, RowsCall, Value, expression_of
 from .passes.epilogues import join_epilogues
@@ -69,6 +69,7 @@ class NativeProgram:
         self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
         self.steps: list = []
+        self._waiting: list[Task] = []  # for the native call that has them all
         self.fallbacks: list[str] = []
         self.built = False
         self._call: Callable[..., Any] | None = None
@@ -98,7 +99,7 @@ class NativeProgram:
                 self._arrays[v] = a
                 self._fixed.append((place, a))
         self._plan()
-        self.tasks = TaskList()
+        self.tasks, self._waiting = TaskList(), []
         for number, node in enumerate(graph.nodes):
             self._lower(number, node)
         self._finish()
@@ -134,15 +135,25 @@ class NativeProgram:
         for v, table, place in lowered.numbers:
             self._numbers.setdefault(v, []).append((table, place))
         for table, message in lowered.status:
-            self.steps.append(_check(table, message))
+            self._then(_check(table, message))
 
-    def _append(self, task) -> None:
-        k = self.tasks.append(task)
-        last = self.steps[-1] if self.steps else None
-        if last.__class__ is list and last[1] == k:
-            last[1] = k + 1
-        else:
-            self.steps.append([k, k + 1])
+    def _append(self, task: Task) -> None:
+        """Add a task that is run natively with those before it."""
+        self._waiting.append(task)
+
+    def _then(self, step: Callable[[], None]) -> None:
+        """Add something that Python does."""
+        self._end_run()
+        self.steps.append(step)
+
+    def _end_run(self) -> None:
+        """Make one native call of the tasks that wait for one."""
+        start = len(self.tasks)
+        for task in chains.joined(self._waiting):
+            self.tasks.append(task)
+        if len(self.tasks) > start:
+            self.steps.append([start, len(self.tasks)])
+        self._waiting = []
 
     def _call_python(self, node: Node) -> None:
         numbers = [i for i in node.inputs if i.__class__ is Value and i.dtype is None]
@@ -157,7 +168,7 @@ class NativeProgram:
             for out, r in zip(outputs, evaluate(args), strict=True):
                 out[...] = r
 
-        self.steps.append(step)
+        self._then(step)
 
     def _finish(self) -> None:
         """The copies of what is stored, where it was not computed in place."""
@@ -170,17 +181,18 @@ class NativeProgram:
                 continue
             if v in inputs or np.may_share_memory(source, to):  # another store may overwrite it
                 copy = np.empty_like(source)
-                self.steps.append(_copy(source, copy))
+                self._then(_copy(source, copy))
                 source = copy
             self._stores.append((source, to))
         if not graph.guards:
             for source, to in self._stores:
                 task = lower.copy_task(source, to)
                 if task is None:
-                    self.steps.append(_copy(source, to))
+                    self._then(_copy(source, to))
                 else:
                     self._append(task)
             self._stores = []
+        self._end_run()
         self.outputs = outputs = [self._arrays[v] for v in graph.outputs]
         outside = [a for _, a in self._fixed]
         saved = range(len(outputs) - self.saved, len(outputs))
@@ -292,11 +304,11 @@ class NativeProgram:
         own = self._copied[v]
         words = [
             (task.table, k)
-            for task in self.tasks.tasks
+            for task in self.tasks.calls()
             for k, word in enumerate(task.table)
             if word == id(own)
         ]
-        seen_by_tasks = (a for task in self.tasks.tasks for a in _arrays_in(task.keep))
+        seen_by_tasks = (a for task in self.tasks.calls() for a in _arrays_in(task.keep))
         viewed = any(
             a is not own and np.may_share_memory(a, own)
             for a in (*self._arrays.values(), *seen_by_tasks)
