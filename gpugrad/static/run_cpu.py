@@ -31,6 +31,8 @@ from .record import bounds
 from .sources import Live, LiveArray
 
 _ALIGN = 64  # a cache line, and the widest vector
+# Bytes that may rest before other values take their place: a quarter of an L2 cache of 512 KiB.
+_RESTING = 1 << 17
 _READABLE = 0x101  # NumPy's flags for C-contiguous and aligned
 _ANEW = object()  # the answer of a program whose memory is not the one it was built for
 
@@ -207,7 +209,14 @@ class NativeProgram:
     @property
     def num_kernels(self) -> int:
         """Native tasks, and calls of Python between them."""
-        return len(self.tasks) + len(self.fallbacks) if self.built else len(self.graph.nodes)
+        if not self.built:
+            return len(self.graph.nodes)
+        return sum(1 for _ in self.tasks.calls()) + len(self.fallbacks)
+
+    @property
+    def chains(self) -> list[int]:
+        """Native tasks in each chain (``codegen/chains.py``)."""
+        return [len(task.members) for task in self.tasks.tasks if task.members]
 
     @property
     def num_runs(self) -> int:
@@ -611,14 +620,22 @@ def _bytes(v: Value) -> int:
 
 
 class _Arena:
-    """Places in one piece of memory: the first gap that is large enough, else the end."""
+    """Places in one piece of memory: the first gap that is large enough, else the end.
+
+    A small place that is given back rests: the next value of its size takes it, any other one only
+    when much rests. Values whose rows lie otherwise would end a chain (``codegen/chains.py``).
+    """
 
     def __init__(self):
         self.size = 0
         self._free: list[tuple[int, int]] = []  # (place, bytes), in order
+        self._resting: list[tuple[int, int]] = []  # the latest last
 
     def take(self, n: int) -> int:
         n = max(_ALIGN, -(-n // _ALIGN) * _ALIGN)
+        for k in reversed(range(len(self._resting))):
+            if self._resting[k][1] == n:
+                return self._resting.pop(k)[0]
         fitting = [(size, k) for k, (_, size) in enumerate(self._free) if size >= n]
         if fitting:
             _, k = min(fitting)
@@ -636,7 +653,11 @@ class _Arena:
         return self.size - n
 
     def give(self, place: int, n: int) -> None:
-        n = max(_ALIGN, -(-n // _ALIGN) * _ALIGN)
+        self._resting.append((place, max(_ALIGN, -(-n // _ALIGN) * _ALIGN)))
+        while sum(size for _, size in self._resting) > _RESTING:
+            self._release(*self._resting.pop(0))
+
+    def _release(self, place: int, n: int) -> None:
         self._free.append((place, n))
         self._free.sort()
         merged: list[tuple[int, int]] = []
