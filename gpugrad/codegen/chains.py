@@ -147,6 +147,24 @@ class _Piece(NamedTuple):
     written: bool
 
 
+@lru_cache(4096)
+def _shape_of_piece(
+    sizes: tuple[int, ...], strides: tuple[int, ...], width: int, count: int
+) -> _Piece | None:
+    """The piece of an operand at address 0; None where rows of these sizes are not ``count``
+    blocks."""
+    cut = cut_dimensions(sizes, [strides], count)
+    if cut is None:
+        return None
+    (step,), (within,) = cut.steps, cut.strides
+    whole = width + sum((n - 1) * s for n, s in zip(cut.sizes, within, strict=True))
+    if step and min(strides) >= 0 and 0 < whole <= step:
+        return _Piece(0, (count - 1) * step + whole, step, whole, False)
+    ends = [(n - 1) * s for n, s in zip(sizes, strides, strict=True)]
+    low, high = sum(min(0, e) for e in ends), sum(max(0, e) for e in ends)
+    return _Piece(low, high + width, 0, 0, False)
+
+
 class _Memory:
     """The memory that the tasks of a chain use, as pieces that do not overlap, in order."""
 
@@ -164,20 +182,13 @@ class _Memory:
         return True
 
     def _piece(self, rows: Rows, operand: Operand) -> _Piece | None:
-        strides = operand.strides
-        cut = cut_dimensions(rows.sizes, [strides], self.count)
-        if cut is None:
+        shape = _shape_of_piece(rows.sizes, operand.strides, operand.width, self.count)
+        if shape is None:
             return None
-        start, written = operand.array.ctypes.data, operand.written
-        (step,), (within,) = cut.steps, cut.strides
-        width = operand.width
-        width += sum((n - 1) * s for n, s in zip(cut.sizes, within, strict=True))
-        if step and min(strides) >= 0 and 0 < width <= step:
-            return _Piece(start, start + (self.count - 1) * step + width, step, width, written)
-        low = high = start
-        for n, s in zip(rows.sizes, strides, strict=True):
-            low, high = low + min(0, (n - 1) * s), high + max(0, (n - 1) * s)
-        return _Piece(low, high + operand.width, 0, 0, written)
+        start = operand.array.ctypes.data
+        return shape._replace(
+            low=start + shape.low, high=start + shape.high, written=operand.written
+        )
 
     def _add(self, piece: _Piece | None) -> bool:
         """Put a piece beside the others, in one with those it overlaps."""
