@@ -245,22 +245,25 @@ def _own_task(compiler: Machine, product: _Product, alpha: float) -> Task | None
     return task._replace(rows=_rows_of(product, plan, task))
 
 
-def _rows_of(product: _Product, plan: _Plan, task: Task) -> Rows:
+def _rows_of(product: _Product, plan: _Plan, task: Task) -> Rows | None:
     """Rows of the result need the same rows of a and of what the program reads; all of b, if there
-    is one matrix, else the matrices that belong to theirs."""
+    is one matrix, else the matrices that belong to theirs. None for arrays that are gone through
+    backwards, and for empty ones."""
     shape, strides = product.shape, product.shape.strides
+    if not shape.k or min(*shape.within, *chain(*strides)) < 0:
+        return None
     a, _, *others = product.arrays
     size, (a_k, b_k, b_column) = a.itemsize, shape.within
     widths = [
-        (shape.k - 1) * abs(a_k) + size,
-        (shape.k - 1) * abs(b_k) + (shape.n - 1) * abs(b_column) + size,
+        (shape.k - 1) * a_k + size,
+        (shape.k - 1) * b_k + (shape.n - 1) * b_column + size,
         *[(1 if kind in "VB" else shape.n) * x.itemsize
           for x, kind in zip(others, _kinds(shape), strict=True)],
     ]  # fmt: skip
     outer, inner, m = sizes = shape.sizes
     matrices, tile, fixed = outer * inner, plan.tile, 0 if plan.direct else PACKING
     if matrices > 1:  # cut between them
-        widths = [w + (m - 1) * abs(s[-1]) for w, s in zip(widths, strides, strict=True)]
+        widths = [w + (m - 1) * s[-1] for w, s in zip(widths, strides, strict=True)]
         sizes, strides, tile, fixed = sizes[:2], [s[:2] for s in strides], 1, 0
     else:
         sizes, strides = sizes[2:], [s[2:] for s in strides]

@@ -239,6 +239,26 @@ def test_random_memory(eager_chains, rng):
     assert max(lengths) > 3
 
 
+def test_products_of_arrays_backwards(eager_chains, rng):
+    """What lies before the address of an array is read, too."""
+    a, b = rng.normal(size=(6, 8)).astype("f"), rng.normal(size=(8, 8)).astype("f")
+    out, last = np.empty((6, 8), "f"), np.empty((6, 8), "f")
+    for x, y in ((out[:, ::-1], b), (out[::-1], b), (b[:6], out.T[:, ::-1])):
+        tasks = [gemm.task(a, b, out)]
+        k = y.shape[1]
+        tasks.append(gemm.task(x[:, : y.shape[0]], y, last[:, :k]))
+        run_in_order(tasks)
+        expected = last.copy()
+        last[:] = np.nan
+        out[:] = np.nan
+        run_by_parts(chains.joined(tasks), reversed)
+        np.testing.assert_array_equal(last[:, :k], expected[:, :k])
+    empty = gemm.task(np.empty((6, 0), "f"), np.empty((0, 8), "f"), out)
+    run_by_parts(chains.joined([empty, gemm.task(out, b, last)]), reversed)
+    assert not out.any()
+    assert not last.any()
+
+
 # ---- which tasks may follow
 
 ALL = np.zeros(4096, np.uint8)
