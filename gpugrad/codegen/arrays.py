@@ -12,6 +12,8 @@ can run. Two shapes of code are made from one expression:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -294,3 +296,41 @@ def merge_dimensions(shape, steps: Sequence[Sequence[int]]) -> tuple[list[int], 
             for k, h in zip(kept, here, strict=True):
                 k.append(h)
     return sizes, kept
+
+
+class Cut(NamedTuple):
+    """Blocks of rows: how far apart they are in every array, None where no one distance says it;
+    sizes of one block, and the steps of every array through it."""
+
+    steps: list[int | None]
+    sizes: Sequence[int]
+    strides: Sequence[Sequence[int]]
+
+
+def cut_dimensions(shape, strides: Sequence[Sequence[int]], count: int) -> Cut | None:
+    """Leading dimensions as ``count`` equal blocks; None where they cannot be cut so."""
+    outer: list[tuple[int, list[int]]] = []  # sizes and strides of what is between blocks
+    inner: list[tuple[int, list[int]]] = []
+    for d, n in enumerate(shape):
+        here = [s[d] for s in strides]
+        if n == 1:
+            continue
+        if count == 1:
+            inner.append((n, here))
+        elif count % n == 0:
+            outer.append((n, here))
+            count //= n
+        elif n % count == 0:
+            outer.append((count, [s * (n // count) for s in here]))
+            inner.append((n // count, here))
+            count = 1
+        else:
+            return None
+    if count != 1:
+        return None
+    steps: list[int | None] = []
+    for k in range(len(strides)):
+        uniform = all(a[k] == n * b[k] for (_, a), (n, b) in pairwise(outer))
+        steps.append(outer[-1][1][k] if uniform else None)
+    within = [[here[k] for _, here in inner] for k in range(len(strides))]
+    return Cut(steps, [n for n, _ in inner], within)

@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import blas, gemm_kernels, workers
+from . import blas, gemm_kernels, vector_math, workers
 from .arrays import BOOLEAN, Program, merge_dimensions
 from .expr import Expr, variable
 from .gemm_kernels import Kernel, Tile
 from .llvm import ELEMENTS, Unsupported, strides_in
 from .machine import Machine, machine
-from .tasks import Task
+from .tasks import Operand, Rows, Task
 
 # The program of a product without an epilogue.
 _PLAIN = Program([variable("product")], ["product"], ["product"])
@@ -45,6 +45,8 @@ DEEP = 512
 # Rows or columns of the result in a thread's share of a product by BLAS, at least; in one of two
 # shares, with which a product (64, 1600) x (1600, 64) takes 86 us each instead of 156.
 BLAS_SHARE, BLAS_HALF = 96, 32
+# What a multiplication takes, and how many rows of A times a panel of B take as long as packing it.
+NANOSECONDS, PACKING = 0.02, 4
 
 
 def task(
@@ -236,25 +238,81 @@ def _own_task(compiler: Machine, product: _Product, alpha: float) -> Task | None
     plan = _plan(compiler, product.shape)
     if plan is None:
         return None
-    function, words, parts = plan
     table = array("q", map(id, product.arrays))
-    table.extend(words)
+    table.extend(plan.words)
     numbers = array("d", [alpha, *product.numbers])
-    return Task(function, table, numbers, parts, tuple(product.arrays))
+    task = Task(plan.function, table, numbers, plan.parts, tuple(product.arrays))
+    return task._replace(rows=_rows_of(product, plan, task))
+
+
+def _rows_of(product: _Product, plan: _Plan, task: Task) -> Rows | None:
+    """Rows of the result need the same rows of a and of what the program reads; all of b, if there
+    is one matrix, else the matrices that belong to theirs. None for arrays that are gone through
+    backwards, and for empty ones."""
+    shape, strides = product.shape, product.shape.strides
+    if not shape.k or min(*shape.within, *chain(*strides)) < 0:
+        return None
+    a, _, *others = product.arrays
+    size, (a_k, b_k, b_column) = a.itemsize, shape.within
+    widths = [
+        (shape.k - 1) * a_k + size,
+        (shape.k - 1) * b_k + (shape.n - 1) * b_column + size,
+        *[(1 if kind in "VB" else shape.n) * x.itemsize
+          for x, kind in zip(others, _kinds(shape), strict=True)],
+    ]  # fmt: skip
+    outer, inner, m = sizes = shape.sizes
+    matrices, tile, fixed = outer * inner, plan.tile, 0 if plan.direct else PACKING
+    if matrices > 1:  # cut between them
+        widths = [w + (m - 1) * s[-1] for w, s in zip(widths, strides, strict=True)]
+        sizes, strides, tile, fixed = sizes[:2], [s[:2] for s in strides], 1, 0
+    else:
+        sizes, strides = sizes[2:], [s[2:] for s in strides]
+    written, first = len(product.arrays) - len(shape.program.outputs), len(product.arrays)
+    operands = tuple(
+        Operand(*operand, k >= written)
+        for k, operand in enumerate(zip(product.arrays, strides, widths, strict=True))
+    )
+
+    def cut(count: int) -> Task:
+        each, lines = (plan.units // count, 0) if matrices > 1 else (0, m // count)
+        table = array("q", task.table)
+        table[first : first + 3] = array("q", [count, each, lines])
+        return task._replace(table=table)
+
+    elements = matrices * m * shape.n * vector_math.nanoseconds(shape.program)
+    return Rows(sizes, operands, cut, shape.work * NANOSECONDS + elements, fixed, tile)
+
+
+def _kinds(shape: _Shape) -> str:
+    """The letters of the inputs that are arrays, and of the outputs."""
+    return "".join(x for x in shape.pattern if x in "vVbB") + "v" * len(shape.program.outputs)
+
+
+class _Plan(NamedTuple):
+    """The kernel for products of a shape, what their tables say beside the arrays, and how many
+    parts the work has."""
+
+    function: int
+    words: tuple[int, ...]
+    parts: int
+    units: int
+    tile: int  # rows
+    direct: bool
 
 
 @lru_cache(4096)
-def _plan(compiler: Machine, shape: _Shape) -> tuple[int, tuple[int, ...], int] | None:
-    """The kernel for products of a shape, what their tables say beside the arrays, and how many
-    parts the work has; made once: the steps of a recurrent network are products of one shape."""
+def _plan(compiler: Machine, shape: _Shape) -> _Plan | None:
+    """Made once: the steps of a recurrent network are products of one shape."""
     tile = _choose_tile(compiler, shape.element, shape.sizes[-1], shape.n)
     function = _function(compiler, Kernel(tile, shape.by_columns, shape.program, shape.pattern))
     if function is None:
         return None
     words = _words(shape, tile)
-    parts = min(words["units"], workers.PARTS) if shape.work >= PARALLEL else 1
+    parts = min(words["shares"], workers.PARTS) if shape.work >= PARALLEL else 1
     table = [words[name] for name in gemm_kernels.WORDS]
-    return function, (*table, *chain(*shape.strides[2:])), parts
+    table += chain(*shape.strides[2:])
+    direct = bool(words["direct"]) and not shape.by_columns
+    return _Plan(function, tuple(table), parts, words["shares"], tile.rows, direct)
 
 
 def _words(shape: _Shape, tile: Tile) -> dict[str, int]:
@@ -268,8 +326,9 @@ def _words(shape: _Shape, tile: Tile) -> dict[str, int]:
     depth = max(1, _rounded(-(-shape.k // pieces), tile.lanes))
     a_k, b_k, b_column = shape.within
     return {
-        "units": outer * inner * blocks * panels, "inner": inner, "blocks": blocks,
-        "panels": panels, "m": m, "n": shape.n, "k": shape.k, "block": block, "depth": depth,
+        "shares": outer * inner * blocks * panels, "each": 1, "lines": 0,
+        "inner": inner, "blocks": blocks, "panels": panels, "m": m, "n": shape.n, "k": shape.k,
+        "block": block, "depth": depth,
         "direct": block <= UNPACKED_ROWS or 0 <= shape.k * b_k <= UNPACKED_BYTES,
         **_named("a", shape.strides[0]), "a_k": a_k,
         **_named("b", shape.strides[1]), "b_k": b_k, "b_column": b_column,

@@ -68,12 +68,15 @@ class Tile(NamedTuple):
         return SUMS // self.vectors // self.rows * self.rows
 
 
-# Words of the table after the array objects (a, b, inputs, outputs). ``units`` are outer * inner *
-# blocks * panels; ``block`` rows and ``depth`` columns of A are taken at a time; ``direct`` is not
-# 0 where B is read in place. Strides are in bytes: of the batch dimensions, then of the matrix.
-# After them come three per input and output: of the batch dimensions and between rows.
+# Words of the table after the array objects (a, b, inputs, outputs). Threads share ``shares``: of
+# ``each`` units, which are outer * inner * blocks * panels; or, if ``lines`` is not 0, of so many
+# rows of the one matrix, in whose blocks and panels a thread goes by itself. ``block`` rows and
+# ``depth`` columns of A are taken at a time; ``direct`` is not 0 where B is read in place. Strides
+# are in bytes: of the batch dimensions, then of the matrix. After them come three per input and
+# output: of the batch dimensions and between rows.
 WORDS = (
-    "units", "inner", "blocks", "panels", "m", "n", "k", "block", "depth", "direct",
+    "shares", "each", "lines",
+    "inner", "blocks", "panels", "m", "n", "k", "block", "depth", "direct",
     "a_outer", "a_inner", "a_row", "a_k", "b_outer", "b_inner", "b_k", "b_column",
 )  # fmt: skip
 
@@ -94,6 +97,16 @@ class Kernel(NamedTuple):
 
 def text(compiler: Machine, kernel: Kernel) -> str:
     return _Writer(compiler, kernel).text()
+
+
+class _Share(NamedTuple):
+    """What a call computes: units, and the rows and blocks of a matrix that they count."""
+
+    start: Value
+    stop: Value
+    top: Value
+    bottom: Value
+    blocks: Value
 
 
 class _Operand(NamedTuple):
@@ -158,13 +171,13 @@ class _Writer:
         self.sums = self._scratch(tile.columns * tile.block)
         self.constants = self._constants()
         self.rules = rules_for(self.compiler, tile.element)
-        share = _share(code, word["units"], *self.parameters[2:], 1)
-        with code.loop(*share) as unit:
+        share = self._share()
+        with code.loop(share.start, share.stop) as unit:
             rest, panel = self._divide(unit, word["panels"])
-            rest, block = self._divide(rest, word["blocks"])
+            rest, block = self._divide(rest, share.blocks)
             outer, inner = self._divide(rest, word["inner"])
-            row, column = block * word["block"], panel * tile.columns
-            rows = self._smaller(word["m"] - row, word["block"])
+            row, column = share.top + block * word["block"], panel * tile.columns
+            rows = self._smaller(share.bottom - row, word["block"])
             columns = self._smaller(word["n"] - column, tile.columns)
             a = self._moved(
                 self.data[0], outer * word["a_outer"], inner * word["a_inner"], row * word["a_row"]
@@ -180,6 +193,22 @@ class _Writer:
             ]
             self._epilogue(operands, rows, column, columns)
         return code.function("kernel", self.parameters)
+
+    def _share(self) -> _Share:
+        """The units of a call, and between which rows of every matrix they lie."""
+        code, word = self.code, self.word
+        start, stop = _share(code, word["shares"], *self.parameters[2:], 1)
+        zero, by_rows = code.integer(0), word["lines"].compare("ne", 0)
+        top = start * word["lines"]
+        bottom = code.select(by_rows, stop * word["lines"], word["m"])
+        blocks, _ = self._divide(bottom - top + word["block"] - 1, word["block"])
+        return _Share(
+            code.select(by_rows, zero, start * word["each"]),
+            code.select(by_rows, blocks * word["panels"], stop * word["each"]),
+            top,
+            bottom,
+            code.select(by_rows, blocks, word["blocks"]),
+        )
 
     def _multiply(self, a: Value, b: Value, rows: Value, columns: Value) -> None:
         """Leave the product of a block and a panel in the sums."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..backend import numpy as backend
 from . import vector_math
-from .arrays import BOOLEAN, Program, merge_dimensions
+from .arrays import BOOLEAN, Cut, Program, cut_dimensions, merge_dimensions
 from .expr import Expr, topological
 from .ir import Code, Value, is_real, with_element
 from .machine import ELEMENTS, INTEGERS, Machine, machine
@@ -455,16 +455,16 @@ class Into(NamedTuple):
     size: int
 
 
-def plan_into(program: Program, args: Sequence, outputs: list) -> Into | None:
+def plan_into(program: Program, args: Sequence, outputs: list, rows: int = 0) -> Into | None:
     """How to compute a program of arrays, integers or masks among them, and numbers into arrays of
-    any strides; None where there is no kernel. Looked for once for arrays that are laid out alike:
-    the layers of a network are."""
-    key = ("into", *map(_layout, args), *map(_layout, outputs))
+    any strides; None where there is no kernel. With ``rows`` threads share so many blocks of rows.
+    Looked for once for arrays that are laid out alike: the layers of a network are."""
+    key = ("into", rows, *map(_layout, args), *map(_layout, outputs))
     plan = program.plans.get(key, Into)
     if plan is Into:
         if len(program.plans) >= _PLANS:
             program.plans.clear()
-        plan = program.plans[key] = _plan_into(program, args, outputs)
+        plan = program.plans[key] = _plan_into(program, args, outputs, rows)
     return plan
 
 
@@ -475,7 +475,7 @@ def _layout(a):
     return (a.__class__, a) if a.__class__ in (int, bool) else a.__class__
 
 
-def _plan_into(program: Program, args: Sequence, outputs: list) -> Into | None:
+def _plan_into(program: Program, args: Sequence, outputs: list, rows: int) -> Into | None:
     if not program.outputs or any(e.op == "const" for e in program.outputs):
         return None
     operands = _operands(program, args, integers=True)
@@ -484,7 +484,7 @@ def _plan_into(program: Program, args: Sequence, outputs: list) -> Into | None:
     dtypes = [_BOOL if e.op in BOOLEAN else operands.dtype for e in program.outputs]
     if any(o.dtype != d for o, d in zip(outputs, dtypes, strict=True)):
         return None
-    loops = _loops(operands.shape, [*operands.arrays, *outputs])
+    loops = _loops(operands.shape, [*operands.arrays, *outputs], rows)
     if loops is None:
         return None
     sizes, strides = loops
@@ -580,17 +580,22 @@ def _steps(sizes: Sequence[int], itemsize: int) -> list[int]:
     return steps[::-1]
 
 
-def _loops(shape, arrays) -> tuple[list[int], list[list[int]]] | None:
-    """Sizes of at most three nested loops and the strides of every array in them, in bytes.
+def _loops(shape, arrays, rows: int = 0) -> tuple[list[int], list[list[int]]] | None:
+    """Sizes of at most three nested loops and the strides of every array in them, in bytes; with
+    ``rows`` the outermost one has this size.
 
     None if three loops do not do, or if an array's elements lie apart in the innermost.
     """
-    sizes, kept = merge_dimensions(
-        shape, [strides_in(a.shape, a.strides, len(shape)) for a in arrays]
-    )
+    steps = [strides_in(a.shape, a.strides, len(shape)) for a in arrays]
+    cut = cut_dimensions(shape, steps, rows) if rows else Cut([], shape, steps)
+    if cut is None or None in cut.steps:
+        return None
+    sizes, kept = merge_dimensions(cut.sizes, cut.strides)
     if not sizes:  # one element
-        return [1], [[a.itemsize] for a in arrays]
+        sizes, kept = [1], [[a.itemsize] for a in arrays]
     fits = all(k[-1] in (0, a.itemsize) for k, a in zip(kept, arrays, strict=True))
+    if rows:
+        sizes, kept = [rows, *sizes], [[s, *k] for s, k in zip(cut.steps, kept, strict=True)]
     return (sizes, kept) if fits and len(sizes) <= 3 else None
 
 

@@ -14,12 +14,14 @@ from .arrays import merge_dimensions
 from .ir import Code, Value
 from .machine import ELEMENTS, Machine, machine
 from .shares import parameters, share
-from .tasks import Task
+from .tasks import Operand, Rows, Task
 
 _LOOPS = 6
 _TILE = 16  # elements of the source that lie together, copied at once where layouts differ
 # Elements from which threads share a copy.
 _PARALLEL = 1 << 15
+# What an element takes that is written.
+_NANOSECONDS = 0.05
 # Columns of a thread's share of the sum of rows, at least: ends of shares go element by element.
 _COLUMNS = 1 << 9
 _WORDS = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
@@ -276,8 +278,17 @@ def fill(out: np.ndarray, value: float = 0.0) -> Task | None:
     if compiler is None or element is None or not out.flags.c_contiguous:
         return None
     parts = 1 if out.size < _PARALLEL else 16
-    table = array("q", [id(out), out.size])
-    return Task(_fill_kernel(compiler, element), table, array("d", [value]), parts, out)
+    table = array("q", [id(out), out.size, 1])
+    task = Task(_fill_kernel(compiler, element), table, array("d", [value]), parts, out)
+    return task._replace(rows=_rows_to_fill(out, task)) if out.ndim > 1 else task
+
+
+def _rows_to_fill(out: np.ndarray, task: Task) -> Rows:
+    def cut(count: int) -> Task:
+        return task._replace(table=array("q", [id(out), count, out.size // count]))
+
+    operand = Operand(out, out.strides[:-1], out.shape[-1] * out.itemsize, True)
+    return Rows(out.shape[:-1], (operand,), cut, out.size * _NANOSECONDS)
 
 
 @lru_cache(4)
@@ -289,13 +300,15 @@ def _fill_text(compiler: Machine, element: str) -> str:
     lanes = compiler.lanes(element)
     code, given = _begin(element, lanes)
     table, numbers, first, last = given
-    out, n = _data(code, compiler, table, 0), code.load(code.at(table, 1), "i64")
+    out = _data(code, compiler, table, 0)
+    shares, each = (code.load(code.at(table, k), "i64") for k in (1, 2))
+    start, stop = (share(code, shares, bound) * each for bound in (first, last))
     value = code.load(numbers, "double")
     if element != "double":
         value = value.convert("fptrunc", element)
     vector = code.splat(value)
-    with code.loop(share(code, n, first), share(code, n, last), lanes) as i:
+    with code.loop(start, stop, lanes) as i:
         code.store(vector, code.at(out, i, element))
-    with code.loop(i, share(code, n, last)) as k:
+    with code.loop(i, stop) as k:
         code.store(value, code.at(out, k, element))
     return code.function("kernel", given)

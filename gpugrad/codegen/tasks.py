@@ -8,11 +8,40 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from . import blas, workers
 from .machine import Machine, machine
 from .shares import WHOLE
+
+
+class Operand(NamedTuple):
+    """An array of a task that works row by row: ``strides`` lead in bytes from row to row, 0 where
+    all rows use the same; ``width`` bytes of a row are read or written."""
+
+    array: Any
+    strides: tuple[int, ...]
+    width: int
+    written: bool = False
+
+
+class Rows(NamedTuple):
+    """What a task says that computes every row of its results from the same row of some operands,
+    and from others as a whole.
+
+    ``sizes`` are the dimensions that the rows have, ``cut(count)`` is the same task with shares of
+    ``count`` equal blocks of rows, None if it cannot be cut so. It takes about ``nanoseconds`` of
+    one core; of that, every share repeats what ``fixed`` rows take, and computes multiples of
+    ``tile`` rows.
+    """
+
+    sizes: tuple[int, ...]
+    operands: tuple[Operand, ...]
+    cut: Callable[[int], Task | None]
+    nanoseconds: float
+    fixed: int = 0
+    tile: int = 1
 
 
 class Task(NamedTuple):
@@ -24,6 +53,8 @@ class Task(NamedTuple):
     parts: int = 1  # into how many shares threads may cut the work
     keep: Any = None  # what the table points to: array objects, scratch memory
     calls_blas: bool = False  # on the threads of the task, see ``blas.thread_functions``
+    rows: Rows | None = None  # if it may be a part of a chain, see ``chains.py``
+    members: Sequence[Task] = ()  # of a chain
 
 
 # Words of a record: function, table, numbers, parts, and where the functions are that get and set
@@ -121,6 +152,11 @@ class TaskList:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def calls(self) -> Iterator[Task]:
+        """The tasks, members of chains in place of these."""
+        for task in self.tasks:
+            yield from task.members or (task,)
 
     def append(self, task: Task) -> int:
         """Add a task; its number."""

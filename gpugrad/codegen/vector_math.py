@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 
 from . import special
+from .arrays import Program
 from .ir import Value
 from .vector_base import (
     absolute,
@@ -188,3 +189,9 @@ FLOAT64 = {**FLOAT32, "tanh": tanh64}
 def for_element(element: str) -> dict[str, Callable[..., Value]]:
     """The functions there are for ``float`` or ``double``."""
     return FLOAT32 if element == "float" else FLOAT64
+
+
+def nanoseconds(program: Program) -> float:
+    """What an element of a program takes on one core, about, its own loads and stores included: a
+    function of float32 0.6 to 1.2, everything else together 0.1."""
+    return 0.1 + sum(step in FLOAT32 for step in program.steps)

@@ -17,7 +17,18 @@ from typing import Any, NamedTuple
 
 from ..backend.arrays import _ndarray
 from ..backend.numpy import xp as np
-from ..codegen import calls, convert, convolution, gemm, llvm, moves, pooling, rows, sums
+from ..codegen import (
+    calls,
+    convert,
+    convolution,
+    gemm,
+    llvm,
+    moves,
+    pooling,
+    rows,
+    sums,
+    vector_math,
+)
 from ..codegen.arrays import Program
 from ..codegen.convolution_epilogues import PLAIN, Epilogue, describe
 from ..codegen.expr import build, variable
@@ -36,13 +47,15 @@ from ..codegen.rows import (
     row_sum,
 )
 from ..codegen.shares import parameters
-from ..codegen.tasks import Task
+from ..codegen.tasks import Operand, Rows, Task
 from .graph import CheckCall, EpilogueCall, Node, OpCall, RowsCall, Value, expression_of
 
 _BOOL = np.dtype("bool")
 _INT64 = np.dtype("int64")
 # Elements of elementwise work from which threads share it.
 PARALLEL = 1 << 16
+# What an element of a program over rows takes, about.
+NANOSECONDS = 1.0
 # Tasks that one node may be cut into.
 MOST_TASKS = 64
 
@@ -153,15 +166,46 @@ def elementwise_task(program: Program, args: Sequence, outputs: list) -> Task | 
     plan = llvm.plan_into(program, args, outputs)
     if plan is None:
         return None
-    table = plan.table[:]
-    for place, a in zip(plan.places, [*[args[k] for k in plan.positions], *outputs], strict=True):
-        table[place] = id(a)
+    table = _table_of(plan, args, outputs)
     try:
         numbers = array("d", [args[k] for k in plan.numbers])
     except OverflowError:
         return None
     parts = 1 if plan.size < PARALLEL else min(64, plan.size >> 13)
-    return Task(_address(plan.kernel), table, numbers, parts, (args, outputs))
+    task = Task(_address(plan.kernel), table, numbers, parts, (args, outputs))
+    return task._replace(rows=_rows_of(program, args, plan, outputs, task))
+
+
+def _table_of(plan: llvm.Into, args: Sequence, outputs: list) -> array:
+    """The table of a plan for these arrays."""
+    table = plan.table[:]
+    for place, a in zip(plan.places, [*[args[k] for k in plan.positions], *outputs], strict=True):
+        table[place] = id(a)
+    return table
+
+
+def _rows_of(
+    program: Program, args: Sequence, plan: llvm.Into, outputs: list, task: Task
+) -> Rows | None:
+    """Every element of elementwise work is computed from its like."""
+    shape = outputs[0].shape
+    if len(shape) < 2:
+        return None
+
+    def cut(count: int) -> Task | None:
+        found = llvm.plan_into(program, args, outputs, count)
+        if found is None:
+            return None
+        table = _table_of(found, args, outputs)
+        return task._replace(function=_address(found.kernel), table=table)
+
+    def operand(a, written: bool) -> Operand:
+        *lead, last = llvm.strides_in(a.shape, a.strides, len(shape))
+        return Operand(a, tuple(lead), (shape[-1] - 1) * last + a.itemsize, written)
+
+    read = [operand(args[k], False) for k in plan.positions]
+    operands = *read, *[operand(o, True) for o in outputs]
+    return Rows(shape[:-1], operands, cut, plan.size * vector_math.nanoseconds(program))
 
 
 def _address(function) -> int:
@@ -239,6 +283,7 @@ def rows_task(program: RowProgram, args: list, outputs: list, changing=()) -> Lo
         _compiler(), _address(kernel), signature, words, numbers,
         parts=parts, keep=(arrays, targets), status=True,
     )  # fmt: skip
+    task = task._replace(rows=_by_rows(program, x, arrays, targets, task))
     before = [scalar_task(a, task.numbers, place) for a, place in scalars]
     after = []
     for target, output in zip(targets, outputs, strict=True):
@@ -249,6 +294,34 @@ def rows_task(program: RowProgram, args: list, outputs: list, changing=()) -> Lo
     numbers_of = [(v, task.numbers, place) for v, place in changing]
     status = [(task.table, "an index is no column")] if INDEX in kinds else []
     return Lowered([*before, task, *after], numbers_of, status)  # type: ignore[list-item]
+
+
+def _by_rows(program: RowProgram, x, arrays: list, targets: list, task: Task) -> Rows | None:
+    """The rows of a program over rows; None where it sums over rows, in groups that depend on the
+    shape alone, or looks for an index, which is reported in the task's own table."""
+    kinds = [k for k in program.inputs.values() if k != NUMBER]
+    of_outputs = [k for k, _ in program.outputs]
+    if INDEX in kinds or not {*of_outputs} <= {ELEMENT, ROW}:
+        return None
+    columns, step = x.shape[-1], calls.FIRST_WORD + len(kinds) + len(of_outputs) + 2
+    count = x.size // columns
+
+    def cut(blocks: int) -> Task | None:
+        if count % blocks:
+            return None
+        table = array("q", task.table)
+        table[step : step + 2] = array("q", [count // blocks, blocks])  # rows of a group, groups
+        return task._replace(table=table)
+
+    def operand(a, kind: str, written: bool) -> Operand:
+        width = a.itemsize if kind == ROW else columns * a.itemsize
+        return Operand(a, (0 if kind == COLUMN else width,), width, written)
+
+    operands = (
+        *[operand(a, kind, False) for a, kind in zip(arrays, kinds, strict=True)],
+        *[operand(a, kind, True) for a, kind in zip(targets, of_outputs, strict=True)],
+    )
+    return Rows((count,), operands, cut, x.size * NANOSECONDS)
 
 
 @lru_cache(8)

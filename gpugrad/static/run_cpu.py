@@ -18,9 +18,9 @@ from typing import Any
 from ..backend.arrays import _ndarray
 from ..backend.memory import references
 from ..backend.numpy import xp as np
-from ..codegen import workers
+from ..codegen import chains, workers
 from ..codegen.rows import INDEX
-from ..codegen.tasks import TaskList
+from ..codegen.tasks import Task, TaskList
 from . import lower
 from .graph import EpilogueCall, Graph, Node, OpCall, RowsCall, Value, expression_of
 from .passes.epilogues import join_epilogues
@@ -32,6 +32,8 @@ from .record import bounds
 from .sources import Live, LiveArray, LiveGrad
 
 _ALIGN = 64  # a cache line, and the widest vector
+# Bytes that may rest before other values take their place: a quarter of an L2 cache of 512 KiB.
+_RESTING = 1 << 17
 _READABLE = 0x101  # NumPy's flags for C-contiguous and aligned
 _ANEW = object()  # the answer of a program whose memory is not the one it was built for
 
@@ -70,6 +72,7 @@ class NativeProgram:
         self._arrays: dict[Value, _ndarray] = {}
         self._numbers: dict[Value, list[tuple[array, int]]] = {}
         self.steps: list = []
+        self._waiting: list[Task] = []  # for the native call that has them all
         self.fallbacks: list[str] = []
         self.built = False
         self._call: Callable[..., Any] | None = None
@@ -103,7 +106,7 @@ class NativeProgram:
                 self._arrays[v] = a
                 self._fixed.append((place, a))
         self._plan()
-        self.tasks = TaskList()
+        self.tasks, self._waiting = TaskList(), []
         for number, node in enumerate(graph.nodes):
             self._lower(number, node)
         self._finish()
@@ -139,15 +142,25 @@ class NativeProgram:
         for v, table, place in lowered.numbers:
             self._numbers.setdefault(v, []).append((table, place))
         for table, message in lowered.status:
-            self.steps.append(_check(table, message))
+            self._then(_check(table, message))
 
-    def _append(self, task) -> None:
-        k = self.tasks.append(task)
-        last = self.steps[-1] if self.steps else None
-        if last.__class__ is list and last[1] == k:
-            last[1] = k + 1
-        else:
-            self.steps.append([k, k + 1])
+    def _append(self, task: Task) -> None:
+        """Add a task that is run natively with those before it."""
+        self._waiting.append(task)
+
+    def _then(self, step: Callable[[], None]) -> None:
+        """Add something that Python does."""
+        self._end_run()
+        self.steps.append(step)
+
+    def _end_run(self) -> None:
+        """Make one native call of the tasks that wait for one."""
+        start = len(self.tasks)
+        for task in chains.joined(self._waiting):
+            self.tasks.append(task)
+        if len(self.tasks) > start:
+            self.steps.append([start, len(self.tasks)])
+        self._waiting = []
 
     def _call_python(self, node: Node) -> None:
         numbers = [i for i in node.inputs if i.__class__ is Value and i.dtype is None]
@@ -162,7 +175,7 @@ class NativeProgram:
             for out, r in zip(outputs, evaluate(args), strict=True):
                 out[...] = r
 
-        self.steps.append(step)
+        self._then(step)
 
     def _finish(self) -> None:
         """The copies of what is stored, where it was not computed in place."""
@@ -175,17 +188,18 @@ class NativeProgram:
                 continue
             if v in inputs or np.may_share_memory(source, to):  # another store may overwrite it
                 copy = np.empty_like(source)
-                self.steps.append(_copy(source, copy))
+                self._then(_copy(source, copy))
                 source = copy
             self._stores.append((source, to))
         if not graph.guards:
             for source, to in self._stores:
                 task = lower.copy_task(source, to)
                 if task is None:
-                    self.steps.append(_copy(source, to))
+                    self._then(_copy(source, to))
                 else:
                     self._append(task)
             self._stores = []
+        self._end_run()
         self.outputs = outputs = [self._arrays[v] for v in graph.outputs]
         outside = [a for _, a in self._fixed]
         saved = range(len(outputs) - self.saved, len(outputs))
@@ -200,7 +214,14 @@ class NativeProgram:
     @property
     def num_kernels(self) -> int:
         """Native tasks, and calls of Python between them."""
-        return len(self.tasks) + len(self.fallbacks) if self.built else len(self.graph.nodes)
+        if not self.built:
+            return len(self.graph.nodes)
+        return sum(1 for _ in self.tasks.calls()) + len(self.fallbacks)
+
+    @property
+    def chains(self) -> list[int]:
+        """Native tasks in each chain (``codegen/chains.py``)."""
+        return [len(task.members) for task in self.tasks.tasks if task.members]
 
     @property
     def num_runs(self) -> int:
@@ -295,11 +316,11 @@ class NativeProgram:
         own = self._copied[v]
         words = [
             (task.table, k)
-            for task in self.tasks.tasks
+            for task in self.tasks.calls()
             for k, word in enumerate(task.table)
             if word == id(own)
         ]
-        seen_by_tasks = (a for task in self.tasks.tasks for a in _arrays_in(task.keep))
+        seen_by_tasks = (a for task in self.tasks.calls() for a in _arrays_in(task.keep))
         viewed = any(
             a is not own and np.may_share_memory(a, own)
             for a in (*self._arrays.values(), *seen_by_tasks)
@@ -602,14 +623,22 @@ def _bytes(v: Value) -> int:
 
 
 class _Arena:
-    """Places in one piece of memory: the first gap that is large enough, else the end."""
+    """Places in one piece of memory: the first gap that is large enough, else the end.
+
+    A small place that is given back rests: the next value of its size takes it, any other one only
+    when much rests. Values whose rows lie otherwise would end a chain (``codegen/chains.py``).
+    """
 
     def __init__(self):
         self.size = 0
         self._free: list[tuple[int, int]] = []  # (place, bytes), in order
+        self._resting: list[tuple[int, int]] = []  # the latest last
 
     def take(self, n: int) -> int:
         n = max(_ALIGN, -(-n // _ALIGN) * _ALIGN)
+        for k in reversed(range(len(self._resting))):
+            if self._resting[k][1] == n:
+                return self._resting.pop(k)[0]
         fitting = [(size, k) for k, (_, size) in enumerate(self._free) if size >= n]
         if fitting:
             _, k = min(fitting)
@@ -627,7 +656,11 @@ class _Arena:
         return self.size - n
 
     def give(self, place: int, n: int) -> None:
-        n = max(_ALIGN, -(-n // _ALIGN) * _ALIGN)
+        self._resting.append((place, max(_ALIGN, -(-n // _ALIGN) * _ALIGN)))
+        while sum(size for _, size in self._resting) > _RESTING:
+            self._release(*self._resting.pop(0))
+
+    def _release(self, place: int, n: int) -> None:
         self._free.append((place, n))
         self._free.sort()
         merged: list[tuple[int, int]] = []
