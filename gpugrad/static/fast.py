@@ -158,12 +158,12 @@ def _check_arguments(s: _Source, args: Sequence, pinned, compiled) -> dict[int, 
             s.unless(f"x{k} is {s.name(a)}", *[read.condition(s.name) for read in reads])
             continue
         node = "is not None" if a._node is not None else "is None"
-        if a._node is not None:
-            s.unless(f"not {s.name(hooks_of)}(x{k}._node)")
         if k in pinned:
             s.unless(f"x{k} is {s.name(a)}")
         s.unless(f"x{k}.__class__ is {s.name(a.__class__)}", f"x{k}._node {node}",
                  f"x{k}.grad {'is None' if a.grad is None else 'is not None'}")  # fmt: skip
+        if a._node is not None:
+            s.unless(f"not {s.name(hooks_of)}(x{k}._node)")
         s.add(f"    a{k} = x{k}.array")
         s.unless(f"a{k}.__class__ is {s.name(a.array.__class__)}",
                  f"a{k}.shape == {s.name(a.array.shape)}",

@@ -148,7 +148,9 @@ class Recorder:
     def __init__(self):
         self.graph = Graph()
         self._states: dict[int, list] = {}  # of random generators, by the tensors that hold them
-        self.leaves: dict[int, tuple[Tensor, bool]] = {}  # tensors whose .grad was touched
+        # tensors whose .grad was touched, and whether it was None; those that the program has made
+        # itself and forgotten need nothing
+        self._leaves: dict[int, tuple[weakref.ref[Tensor], bool]] = {}
         self._arguments: dict[int, Argument] = {}  # of tensors that are arguments
         self.hosts: list[Host] = []
         # what arrays stand for, by their identities: values and numbers are what they are
@@ -302,7 +304,7 @@ class Recorder:
             alive.pop(id(t), None)
             if t._view is not None:
                 alive.pop(id(t._view[0]), None)
-        for leaf, _ in self.leaves.values():
+        for leaf, _ in self.touched():
             alive.pop(id(leaf.grad), None)
         kept = remembered(outputs) if alive else ()
         return [t for t in alive.values() if id(t) not in kept]
@@ -618,9 +620,15 @@ class Recorder:
 
     def touch(self, tensor: Tensor) -> None:
         """The program changes ``tensor.grad``: None now, or not?"""
-        if id(tensor) not in self.leaves:
-            self.leaves[id(tensor)] = (tensor, tensor.grad is None)
-            self._kept.append(tensor)
+        known = self._leaves.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            self._leaves[id(tensor)] = (weakref.ref(tensor), tensor.grad is None)
+
+    def touched(self) -> list[tuple[Tensor, bool]]:
+        """The tensors whose ``.grad`` the program touched, and whether it was None before."""
+        return [
+            (t, was_none) for ref, was_none in self._leaves.values() if (t := ref()) is not None
+        ]
 
     def draw(self, generator, key, draw: Callable[[], Tensor]) -> Tensor:
         """A tensor of random numbers, drawn anew before every replay."""
@@ -776,7 +784,7 @@ class Recorder:
     def grads(self) -> list[tuple[Tensor | Argument, Value | None]]:
         """The tensors whose ``.grad`` the program replaced, with what it is at the end."""
         found: list = []
-        for tensor, _ in self.leaves.values():
+        for tensor, _ in self.touched():
             owner, grad = self._arguments.get(id(tensor), tensor), tensor.grad
             if grad is None:
                 found.append((owner, None))

@@ -159,7 +159,7 @@ def record(
         modes.leave(special=True)
         modes.local.recording = outer
     recording.entered_without = {
-        id(t) for t, was_none in recorder.leaves.values() if was_none and id(t) in without
+        id(t) for t, was_none in recorder.touched() if was_none and id(t) in without
     }
     changed = [a for a, content in unwritten if _bytes(a) != content]
     if recording.failure is None and not all(map(recorder.has_written, changed)):

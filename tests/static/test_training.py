@@ -529,3 +529,52 @@ def test_hooks_of_arguments(tolerance):
         if hooked:
             x.register_hook(lambda g: 3 * g)
         assert compiled(x).tolist() == ([6.0, 12.0] if hooked else [2.0, 4.0])
+
+
+def test_other_kinds_of_arguments_while_there_are_hooks():
+    """The short way for tensors that require gradients looks at their hooks."""
+    hooked = gg.ones(2, requires_grad=True)
+    hooked.register_hook(lambda g: g)
+    compiled = gg.compile(lambda x: (x * x).sum())
+    for _ in range(5):
+        for x in (gg.ones(2, requires_grad=True), gg.ones(2)):
+            compiled(x)
+    x = gg.ones(2, requires_grad=True)
+    for _ in range(5):
+        compiled(x)
+    for x in (gg.ones(2), hooked, gg.ones(3), gg.ones(2, requires_grad=True)):
+        assert compiled(x).item() == x.shape[0]
+
+
+def test_leaves_that_a_call_makes_and_forgets(tolerance):
+    """A gradient penalty: the backward pass leaves a gradient in a copy of the input, too."""
+    critic = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+    def penalty(x):
+        x = x.detach().requires_grad_()
+        (g,) = gg.autograd.grad(critic(x).sum(), x, create_graph=True)
+        critic.zero_grad()
+        loss = (g.norm(dim=1) - 1).square().mean()
+        loss.backward()
+        return loss.detach(), critic[0].weight.grad.clone()
+
+    def saliency(x):
+        x = (x * 2).detach().requires_grad_()
+        critic(x).sum().backward()
+        return x.grad
+
+    def kept(x):
+        x = x.detach().requires_grad_()
+        x.square().sum().backward()
+        return x
+
+    for function in (penalty, saliency):
+        compiled = gg.compile(function, fullgraph=True)
+        for _ in range(5):
+            x = gg.randn(5, 4, dtype=gg.float64)
+            assert_same(compiled(x), function(x), max(tolerance, 1e-12))
+    compiled = gg.compile(kept)
+    with pytest.warns(UserWarning, match="changes the gradients of other tensors"):
+        for _ in range(8):
+            x = gg.randn(3, dtype=gg.float64)
+            assert compiled(x).grad.tolist() == (2 * x).tolist()
