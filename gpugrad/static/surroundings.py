@@ -132,10 +132,15 @@ def _same(a: tuple, b: tuple) -> bool:
 # whose code it is
 
 
+def _is_known(module: str | None) -> bool:
+    """Whether a module is part of Python, of NumPy, of CuPy, or of this package."""
+    return not module or module.partition(".")[0] in _LIBRARIES
+
+
 @functools.cache
 def _is_library(module: str | None) -> bool:
-    """Whether a module is part of Python, of this package, or installed."""
-    if not module or module.partition(".")[0] in _LIBRARIES:
+    """Whether a module is known, or installed."""
+    if not module or _is_known(module):
         return True
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     return file.startswith(_INSTALLED)
@@ -240,6 +245,8 @@ class _Walk:
             named = (cls.__module__, cls.__name__)
             if named in _NAMESPACES or not _is_library(cls.__module__):
                 self._object(value, path)
+            elif not _is_known(cls.__module__):
+                self._installed_object(value, path)
 
     def _later(self, path: str, *values) -> None:
         self._waiting.extend([(value, path) for value in values])
@@ -303,6 +310,12 @@ class _Walk:
             own.update(n for n, v in vars(base).items() if _is_attribute(v))
         for name in sorted(self.names & own):
             self._read("attribute", value, name, f"{path}.{name}")
+
+    def _installed_object(self, value, path: str) -> None:
+        """Its own numbers and strings: the code of its methods is not followed."""
+        for name, attribute in sorted(getattr(value, "__dict__", {}).items()):
+            if attribute.__class__ in _PLAIN:
+                self._read("attribute", value, name, f"{path}.{name}")
 
     def _nn_module(self, root, path: str) -> None:
         """Its own attributes and its submodules are looked at when any module was written to."""

@@ -3,7 +3,10 @@
 import argparse
 import collections
 import functools
+import os
 import random
+import sys
+import sysconfig
 import types
 from unittest import mock
 
@@ -316,6 +319,37 @@ def test_slices_are_what_they_say():
         for k in (1, 2):
             assert compiled(gg.arange(4.0), slice(k)).tolist() == [2.0 * i for i in range(k)]
     assert compiled.stats["variants"] == 2
+
+
+def test_objects_of_installed_packages(monkeypatch):
+    """A progress bar that is moved on, a trainer that has a number."""
+    package = types.ModuleType("some_package")
+    package.__file__ = os.path.join(sysconfig.get_path("purelib"), "some_package.py")
+    monkeypatch.setitem(sys.modules, "some_package", package)
+    code = (
+        "class Bar:\n"
+        "    def __init__(self):\n"
+        "        self.n, self.scale = 0, 2.0\n"
+        "    def update(self):\n"
+        "        self.n += 1\n"
+    )
+    exec(code, vars(package))
+    bar = package.Bar()
+    scaled = gg.compile(lambda x: x * bar.scale, fullgraph=True)
+    for value in (2.0, 3.0):
+        bar.scale = value
+        for _ in range(4):
+            assert scaled(gg.ones(1)).item() == value
+
+    @gg.compile
+    def moved(x):
+        bar.update()
+        return x * 2
+
+    with pytest.warns(UserWarning, match=r"every call changes bar\.n"):
+        for k in range(1, 20):
+            moved(gg.ones(1))
+            assert bar.n == k
 
 
 def test_what_the_first_call_prepares_is_no_reason():
