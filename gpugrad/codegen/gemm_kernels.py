@@ -4,6 +4,7 @@ A unit of work is a block of rows times a panel of columns of one product. Threa
 
 - the panel of B is packed: its rows one after the other, so that they stay in the L1 cache while
   all rows of the block are multiplied with them. Where this would not pay, it is read in place
+- what a prologue, a program whose result is B, computes goes into the packed panel
 - tiles of the block are summed in registers, ``tile.rows`` x ``tile.vectors`` vectors: per step one
   row of the panel and one number of every row of A
 - sums go to a scratch on the stack, to which the next ``depth`` columns of A add
@@ -73,12 +74,28 @@ class Tile(NamedTuple):
 # rows of the one matrix, in whose blocks and panels a thread goes by itself. ``block`` rows and
 # ``depth`` columns of A are taken at a time; ``direct`` is not 0 where B is read in place. Strides
 # are in bytes: of the batch dimensions, then of the matrix. After them come three per input and
-# output: of the batch dimensions and between rows.
+# output: of the batch dimensions and between rows. Where a prologue computes B, the arrays that it
+# reads are in place of b, the first with the strides of b; the others are followed by three like
+# inputs (the last is not used), and at the end come two for each: through k and the columns.
 WORDS = (
     "shares", "each", "lines",
     "inner", "blocks", "panels", "m", "n", "k", "block", "depth", "direct",
     "a_outer", "a_inner", "a_row", "a_k", "b_outer", "b_inner", "b_k", "b_column",
 )  # fmt: skip
+
+
+class Prologue(NamedTuple):
+    """A program that computes B, and a letter for each of its inputs, as in ``Kernel``; with
+    ``by_columns`` they are said of columns, not of rows."""
+
+    program: Program
+    pattern: str
+
+    @property
+    def arrays(self) -> list[tuple[str, str]]:
+        """Names and letters of the arrays that it reads."""
+        pairs = zip(self.program.inputs, self.pattern, strict=True)
+        return [(name, kind) for name, kind in pairs if kind in "vbVB"]
 
 
 class Kernel(NamedTuple):
@@ -93,6 +110,7 @@ class Kernel(NamedTuple):
     by_columns: bool
     program: Program
     pattern: str
+    prologue: Prologue | None = None
 
 
 def text(compiler: Machine, kernel: Kernel) -> str:
@@ -128,7 +146,9 @@ class _Writer:
             for name, kind in zip(kernel.program.inputs[1:], kernel.pattern, strict=True)
             if kind in "vbVB"
         ]
-        objects = 2 + len(self.arrays) + len(kernel.program.outputs)
+        self.sources = kernel.prologue.arrays if kernel.prologue else [("b", "v")]
+        self.first = 1 + len(self.sources)  # of the objects after B
+        objects = self.first + len(self.arrays) + len(kernel.program.outputs)
         self.data = [
             _data(code, compiler, code.load(code.at(self.table, k), "ptr")) for k in range(objects)
         ]
@@ -137,6 +157,10 @@ class _Writer:
             [self._word(objects + len(WORDS) + 3 * k + d) for d in range(3)]
             for k in range(objects - 2)
         ]
+        within = objects + len(WORDS) + 3 * (objects - 2)
+        self.within = [(self.word["b_k"], self.word["b_column"])]  # strides of sources
+        for k in range(len(self.sources) - 1):
+            self.within.append((self._word(within + 2 * k), self._word(within + 2 * k + 1)))
 
     def _word(self, place: int) -> Value:
         return self.code.load(self.code.at(self.table, place), "i64")
@@ -169,7 +193,9 @@ class _Writer:
         code, word, tile = self.code, self.word, self.tile
         self.packed = self._scratch(tile.columns * tile.depth)
         self.sums = self._scratch(tile.columns * tile.block)
-        self.constants = self._constants()
+        if self.kernel.prologue and self.kernel.by_columns:
+            self.computed = self._scratch(tile.lanes * tile.depth)
+        self.constants, self.factors = self._constants()
         self.rules = rules_for(self.compiler, tile.element)
         share = self._share()
         with code.loop(share.start, share.stop) as unit:
@@ -182,14 +208,19 @@ class _Writer:
             a = self._moved(
                 self.data[0], outer * word["a_outer"], inner * word["a_inner"], row * word["a_row"]
             )
-            b = self._moved(
-                self.data[1],
-                *(outer * word["b_outer"], inner * word["b_inner"], column * word["b_column"]),
-            )
-            self._multiply(a, b, rows, columns)
+            steps = [(word["b_outer"], word["b_inner"], code.integer(0)), *self.strides]
+            sources = [
+                self._moved(pointer, outer * o, inner * i, column * along)
+                for pointer, (o, i, _), (_, along) in zip(
+                    self.data[1:], steps, self.within, strict=False
+                )
+            ]
+            self._multiply(a, sources, rows, columns)
             operands = [
                 _Operand(self._moved(pointer, outer * o, inner * i, row * r), r)
-                for pointer, (o, i, r) in zip(self.data[2:], self.strides, strict=True)
+                for pointer, (o, i, r) in zip(
+                    self.data[self.first :], steps[self.first - 1 :], strict=True
+                )
             ]
             self._epilogue(operands, rows, column, columns)
         return code.function("kernel", self.parameters)
@@ -210,8 +241,8 @@ class _Writer:
             code.select(by_rows, blocks, word["blocks"]),
         )
 
-    def _multiply(self, a: Value, b: Value, rows: Value, columns: Value) -> None:
-        """Leave the product of a block and a panel in the sums."""
+    def _multiply(self, a: Value, b: list[Value], rows: Value, columns: Value) -> None:
+        """Leave the product of a block and a panel in the sums; ``b`` is what that is read from."""
         code, word, tile = self.code, self.word, self.tile
         zero, most = code.integer(0), word["depth"]
         nothing = code.select(word["k"].compare("eq", 0), rows * tile.columns, zero)
@@ -220,19 +251,30 @@ class _Writer:
         with code.loop(zero, word["k"] + most - 1, most) as start:
             depth = self._smaller(word["k"] - start, most)
             left = self._moved(a, start * word["a_k"])
-            right = self._moved(b, start * word["b_k"])
+            right = [
+                self._moved(p, start * step) for p, (step, _) in zip(b, self.within, strict=True)
+            ]
             source, step = self._panel(right, depth, columns)
             with code.loop(zero, rows + (tile.rows - 1), tile.rows) as row:
                 self._tile(left, row, rows, source, step, depth, start.compare("eq", 0))
 
     # ---- the panel
 
-    def _panel(self, b: Value, depth: Value, columns: Value) -> tuple[Value, Value]:
+    def _panel(self, sources: list[Value], depth: Value, columns: Value) -> tuple[Value, Value]:
         """Where the rows of a panel are, and the bytes between them."""
-        code, tile = self.code, self.tile
+        code, tile, b = self.code, self.tile, sources[0]
         packed_step = code.integer(tile.columns * self.size)
         if self.kernel.by_columns:
-            self._pack_columns(b, depth, columns)
+            self._pack_columns(sources, depth, columns)
+            return self.packed, packed_step
+        if self.kernel.prologue:
+            with code.loop(code.integer(0), depth) as k:
+                rows = [
+                    self._moved(p, k * step)
+                    for p, (step, _) in zip(sources, self.within, strict=True)
+                ]
+                target = code.at(self.packed, k * tile.columns, tile.element)
+                self._prologue(rows, columns, code.integer(tile.columns), target)
             return self.packed, packed_step
 
         def pack() -> list[Value]:
@@ -267,15 +309,67 @@ class _Writer:
             lambda: copy(some),
         )
 
-    def _pack_columns(self, b: Value, depth: Value, columns: Value) -> None:
+    def _prologue(self, rows: list[Value], count: Value, size: Value, target: Value) -> None:
+        """``size`` neighbours of B to memory, ``count`` of them computed from rows, or columns, of
+        what the prologue reads: the rest is what it makes of zeros."""
+        code, prologue = self.code, self.kernel.prologue
+        assert prologue is not None
+        values, moving = dict(self.factors), []
+        for (name, kind), pointer in zip(self.sources, rows, strict=True):
+            if kind in "VB":
+                values[name] = _load_one(code, pointer, kind == "B")
+            else:
+                moving.append((name, pointer, kind == "b"))
+
+        def read(i: Value, mask: Value | None) -> list[Value]:
+            return [_load(code, pointer, i, mask, boolean) for _, pointer, boolean in moving]
+
+        with code.loop(code.integer(0), size + (code.lanes - 1), code.lanes) as i:
+            rest = count - i
+            vectors = code.choose(
+                rest.compare("sge", code.lanes),
+                lambda: read(i, None),
+                lambda: read(i, code.first_lanes(rest)),
+            )
+            env = values | {name: v for (name, *_), v in zip(moving, vectors, strict=True)}
+            (result,) = _evaluate(code, prologue.program.outputs, env, self.rules)
+            if _is_bool(result):
+                raise Unsupported
+            code.store(result, code.at(target, i, self.tile.element))
+
+    def _some_columns(self, sources: list[Value], j: Value, columns: Value) -> list[Value]:
+        """Where as many columns of B as there are lanes begin, the first of them column ``j``: the
+        last one stands for those past the end."""
+        code, tile = self.code, self.tile
+        return [
+            self._moved(sources[0], self._smaller(j + x, columns - 1) * self.word["b_column"])
+            for x in range(tile.lanes)
+        ]
+
+    def _computed_columns(
+        self, sources: list[Value], j: Value, depth: Value, columns: Value
+    ) -> list[Value]:
+        """The same for columns that are computed here; past the end there is anything."""
+        code, tile = self.code, self.tile
+        count = self._smaller(columns - j, tile.lanes)
+        with code.loop(code.integer(0), count) as x:
+            rows = [
+                self._moved(p, (j + x) * along)
+                for p, (_, along) in zip(sources, self.within, strict=True)
+            ]
+            target = code.at(self.computed, x * tile.depth, tile.element)
+            self._prologue(rows, depth, depth, target)
+        return [code.at(self.computed, x * tile.depth, tile.element) for x in range(tile.lanes)]
+
+    def _pack_columns(self, sources: list[Value], depth: Value, columns: Value) -> None:
         """Squares of a transposed B are transposed in registers."""
         code, tile = self.code, self.tile
         lanes = tile.lanes
         with code.loop(code.integer(0), code.integer(tile.columns), lanes) as j:
-            pointers = [
-                self._moved(b, self._smaller(j + x, columns - 1) * self.word["b_column"])
-                for x in range(lanes)
-            ]
+            if self.kernel.prologue:
+                pointers = self._computed_columns(sources, j, depth, columns)
+            else:
+                pointers = self._some_columns(sources, j, columns)
             with code.loop(code.integer(0), depth + (lanes - 1), lanes) as k:
                 rest = depth - k
                 places = [code.at(pointer, k, tile.element) for pointer in pointers]
@@ -332,12 +426,19 @@ class _Writer:
 
     # ---- the epilogue
 
-    def _constants(self) -> dict[str, Value]:
-        """Alpha and the numbers among the inputs, as vectors."""
-        program, pattern = self.kernel.program, self.kernel.pattern
-        names = [n for n, kind in zip(program.inputs[1:], pattern, strict=True) if kind == "n"]
+    def _constants(self) -> tuple[dict[str, Value], dict[str, Value]]:
+        """Alpha and the numbers among the inputs, then those of the prologue, as vectors."""
+        program, pattern, prologue = self.kernel.program, self.kernel.pattern, self.kernel.prologue
         self.alpha = _number(self.code, self.numbers, 0)
-        return {n: _number(self.code, self.numbers, 1 + k) for k, n in enumerate(names)}
+        place, found = 1, []
+        pairs = [zip(program.inputs[1:], pattern, strict=True)]
+        if prologue:
+            pairs.append(zip(prologue.program.inputs, prologue.pattern, strict=True))
+        for named in pairs:
+            names = [n for n, kind in named if kind == "n"]
+            found.append({n: _number(self.code, self.numbers, place + k) for k, n in enumerate(names)})
+            place += len(names)
+        return found[0], found[1] if prologue else {}
 
     def _epilogue(
         self, operands: Sequence[_Operand], rows: Value, column: Value, columns: Value
