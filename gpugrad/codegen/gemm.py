@@ -20,7 +20,7 @@ from . import blas, gemm_kernels, vector_math, workers
 from .arrays import BOOLEAN, Program, merge_dimensions
 from .expr import Expr, variable
 from .gemm_kernels import Kernel, Prologue, Tile
-from .llvm import ELEMENTS, Unsupported, strides_in
+from .llvm import ELEMENTS, EXACT, Unsupported, strides_in
 from .machine import Machine, machine
 from .tasks import Operand, Rows, Task
 
@@ -46,7 +46,8 @@ DEEP = 512
 # shares, with which a product (64, 1600) x (1600, 64) takes 86 us each instead of 156.
 BLAS_SHARE, BLAS_HALF = 96, 32
 # B is computed while it is packed for so many rows of A at most: beyond it gains nothing.
-PROLOGUE_ROWS = 64
+# Its kernel has the program twice for every vector that is packed at a time.
+PROLOGUE_ROWS, PROLOGUE_STEPS = 64, 8
 # What a multiplication takes, and how many rows of A times a panel of B take as long as packing it.
 NANOSECONDS, PACKING = 0.02, 4
 
@@ -60,12 +61,22 @@ class Computed(NamedTuple):
     shape: tuple[int, ...]
 
     @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
     def T(self) -> Computed:
+        return self.swapaxes(-1, -2)
+
+    def swapaxes(self, first: int, second: int) -> Computed:
+        shape = np.broadcast_to(0.0, self.shape).swapaxes(first, second).shape
         inputs = [
-            np.broadcast_to(x, self.shape).T if x.__class__ is np.ndarray else x
+            np.broadcast_to(x, self.shape).swapaxes(first, second)
+            if x.__class__ is np.ndarray
+            else x
             for x in self.inputs
         ]
-        return Computed(self.program, inputs, self.shape[::-1])
+        return Computed(self.program, inputs, shape)
 
 
 def task(
@@ -85,7 +96,7 @@ def task(
     input and then ``inputs``: arrays that broadcast to the shape of the product, or Python numbers.
     It has an array in ``out`` for each of its outputs; an output may be an input as well, but
     share memory with nothing else. All arrays are float32 or all float64, but for masks. ``b`` may
-    be what is computed while it is read (``Computed``), see ``packs_once``.
+    be what is computed while it is read (``Computed``), see ``takes_prologue``.
 
     The task keeps the arrays. Its table begins with the objects of a, b (or the arrays that it is
     computed from), the input arrays that the program reads and the outputs: others with the same
@@ -108,11 +119,14 @@ def task(
     return found if program is None else None
 
 
-def packs_once(dtype, matrices: int, m: int, n: int, k: int) -> bool:
-    """Whether own kernels compute products of so many matrices (m, k) and (k, n), pack every
-    element of B once, and there are so few rows of A that it gains to compute B meanwhile."""
+def takes_prologue(program: Program, dtype, matrices: int, m: int, n: int, k: int) -> bool:
+    """Whether it gains to compute b while it is packed, in products of so many matrices (m, k) and
+    (k, n): own kernels pack every element once, for few rows of a, and the program is so light that
+    a pass of its own would take the time that memory takes."""
     compiler = machine()
     if compiler is None or m > PROLOGUE_ROWS or m * n * k >= LARGE or not min(m, n, k):
+        return False
+    if len(program.steps) > PROLOGUE_STEPS or not EXACT.issuperset(program.steps):
         return False
     tile = _choose_tile(compiler, ELEMENTS[dtype], m, n)
     panels = matrices * -(-n // tile.columns)
@@ -183,8 +197,8 @@ def _product(a, b, outputs, program: Program, inputs) -> _Product | None:
     if prologue is not None:
         numbers += _numbers_among(b.inputs, prologue.pattern)
         outer, inner, rows = loops[0]
-        once = packs_once(dtype, outer * inner, rows, n, k)
-        if not once or math.prod(b.shape[:-2]) != outer * inner:
+        gains = takes_prologue(prologue.program, dtype, outer * inner, rows, n, k)
+        if not gains or math.prod(b.shape[:-2]) != outer * inner:
             return None
     within = (a.strides[-1], *within)
     found = _Shape(ELEMENTS[dtype], k, n, *loops, within, by_columns, program, pattern, prologue)

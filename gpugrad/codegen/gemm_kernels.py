@@ -193,8 +193,6 @@ class _Writer:
         code, word, tile = self.code, self.word, self.tile
         self.packed = self._scratch(tile.columns * tile.depth)
         self.sums = self._scratch(tile.columns * tile.block)
-        if self.kernel.prologue and self.kernel.by_columns:
-            self.computed = self._scratch(tile.lanes * tile.depth)
         self.constants, self.factors = self._constants()
         self.rules = rules_for(self.compiler, tile.element)
         share = self._share()
@@ -262,131 +260,101 @@ class _Writer:
 
     def _panel(self, sources: list[Value], depth: Value, columns: Value) -> tuple[Value, Value]:
         """Where the rows of a panel are, and the bytes between them."""
-        code, tile, b = self.code, self.tile, sources[0]
+        code, tile = self.code, self.tile
         packed_step = code.integer(tile.columns * self.size)
         if self.kernel.by_columns:
             self._pack_columns(sources, depth, columns)
             return self.packed, packed_step
-        if self.kernel.prologue:
-            with code.loop(code.integer(0), depth) as k:
-                rows = [
-                    self._moved(p, k * step)
-                    for p, (step, _) in zip(sources, self.within, strict=True)
-                ]
-                target = code.at(self.packed, k * tile.columns, tile.element)
-                self._prologue(rows, columns, code.integer(tile.columns), target)
-            return self.packed, packed_step
-
         def pack() -> list[Value]:
-            self._pack_rows(b, depth, columns)
+            self._pack_rows(sources, depth, columns)
             return [self.packed, packed_step]
 
+        if self.kernel.prologue:
+            pack()
+            return self.packed, packed_step
         whole = columns.compare("eq", tile.columns)
         in_place = self.word["direct"].compare("ne", 0) & whole
-        source, step = code.choose(in_place, lambda: [b, self.word["b_k"]], pack)
+        source, step = code.choose(in_place, lambda: [sources[0], self.word["b_k"]], pack)
         return source, step
 
-    def _pack_rows(self, b: Value, depth: Value, columns: Value) -> None:
+    def _pack_rows(self, sources: list[Value], depth: Value, columns: Value) -> None:
         code, tile = self.code, self.tile
 
-        def copy(load: Callable[[Value, int], Value]) -> list[Value]:
+        def copy(masks: Sequence[Value | None]) -> list[Value]:
             with code.loop(code.integer(0), depth) as k:
-                row = self._moved(b, k * self.word["b_k"])
+                read = self._line(
+                    [
+                        self._moved(p, k * step)
+                        for p, (step, _) in zip(sources, self.within, strict=True)
+                    ]
+                )
                 for v in range(tile.vectors):
                     place = code.at(self.packed, k * tile.columns + v * tile.lanes, tile.element)
-                    code.store(load(row, v), place)
+                    code.store(read(code.integer(v * tile.lanes), masks[v]), place)
             return []
 
         masks = [code.first_lanes(columns - v * tile.lanes) for v in range(tile.vectors)]
-
-        def some(row: Value, v: int) -> Value:
-            return code.load(code.at(row, v * tile.lanes, tile.element), code.vector, masks[v])
-
         whole = columns.compare("eq", tile.columns)
-        code.choose(
-            whole,
-            lambda: copy(lambda row, v: self._vector(row, v * tile.lanes)),
-            lambda: copy(some),
-        )
-
-    def _prologue(self, rows: list[Value], count: Value, size: Value, target: Value) -> None:
-        """``size`` neighbours of B to memory, ``count`` of them computed from rows, or columns, of
-        what the prologue reads: the rest is what it makes of zeros."""
-        code, prologue = self.code, self.kernel.prologue
-        assert prologue is not None
-        values, moving = dict(self.factors), []
-        for (name, kind), pointer in zip(self.sources, rows, strict=True):
-            if kind in "VB":
-                values[name] = _load_one(code, pointer, kind == "B")
-            else:
-                moving.append((name, pointer, kind == "b"))
-
-        def read(i: Value, mask: Value | None) -> list[Value]:
-            return [_load(code, pointer, i, mask, boolean) for _, pointer, boolean in moving]
-
-        with code.loop(code.integer(0), size + (code.lanes - 1), code.lanes) as i:
-            rest = count - i
-            vectors = code.choose(
-                rest.compare("sge", code.lanes),
-                lambda: read(i, None),
-                lambda: read(i, code.first_lanes(rest)),
-            )
-            env = values | {name: v for (name, *_), v in zip(moving, vectors, strict=True)}
-            (result,) = _evaluate(code, prologue.program.outputs, env, self.rules)
-            if _is_bool(result):
-                raise Unsupported
-            code.store(result, code.at(target, i, self.tile.element))
-
-    def _some_columns(self, sources: list[Value], j: Value, columns: Value) -> list[Value]:
-        """Where as many columns of B as there are lanes begin, the first of them column ``j``: the
-        last one stands for those past the end."""
-        code, tile = self.code, self.tile
-        return [
-            self._moved(sources[0], self._smaller(j + x, columns - 1) * self.word["b_column"])
-            for x in range(tile.lanes)
-        ]
-
-    def _computed_columns(
-        self, sources: list[Value], j: Value, depth: Value, columns: Value
-    ) -> list[Value]:
-        """The same for columns that are computed here; past the end there is anything."""
-        code, tile = self.code, self.tile
-        count = self._smaller(columns - j, tile.lanes)
-        with code.loop(code.integer(0), count) as x:
-            rows = [
-                self._moved(p, (j + x) * along)
-                for p, (_, along) in zip(sources, self.within, strict=True)
-            ]
-            target = code.at(self.computed, x * tile.depth, tile.element)
-            self._prologue(rows, depth, depth, target)
-        return [code.at(self.computed, x * tile.depth, tile.element) for x in range(tile.lanes)]
+        code.choose(whole, lambda: copy([None] * tile.vectors), lambda: copy(masks))
 
     def _pack_columns(self, sources: list[Value], depth: Value, columns: Value) -> None:
         """Squares of a transposed B are transposed in registers."""
         code, tile = self.code, self.tile
         lanes = tile.lanes
         with code.loop(code.integer(0), code.integer(tile.columns), lanes) as j:
-            if self.kernel.prologue:
-                pointers = self._computed_columns(sources, j, depth, columns)
-            else:
-                pointers = self._some_columns(sources, j, columns)
+            places = [self._smaller(j + x, columns - 1) for x in range(lanes)]
+            lines = [
+                self._line(
+                    [
+                        self._moved(p, place * along)
+                        for p, (_, along) in zip(sources, self.within, strict=True)
+                    ]
+                )
+                for place in places
+            ]
             with code.loop(code.integer(0), depth + (lanes - 1), lanes) as k:
                 rest = depth - k
-                places = [code.at(pointer, k, tile.element) for pointer in pointers]
                 square = code.choose(
                     rest.compare("sge", lanes),
-                    lambda places=places: [code.load(p, code.vector) for p in places],
-                    lambda places=places, rest=rest: self._first(places, rest),
+                    lambda lines=lines, k=k: [read(k, None) for read in lines],
+                    lambda lines=lines, k=k, rest=rest: self._first(lines, k, rest),
                 )
                 vectors = transposed(code, square)
                 for x, vector in enumerate(vectors):
                     place = (k + x) * tile.columns + j
                     code.store(vector, code.at(self.packed, place, tile.element))
 
-    def _first(self, places: list[Value], count: Value) -> list[Value]:
-        """Vectors of ``count`` elements and zeros."""
+    def _first(self, lines: list[Callable], k: Value, count: Value) -> list[Value]:
+        """Vectors of ``count`` elements and others, zeros or made of zeros."""
         mask = self.code.first_lanes(count)
-        return [self.code.load(place, self.code.vector, mask) for place in places]
+        return [read(k, mask) for read in lines]
+
+    def _line(self, pointers: list[Value]) -> Callable[[Value, Value | None], Value]:
+        """How a row or column of B is read, or computed by the prologue: a function of a place in
+        it and a mask that gives a vector."""
+        code, prologue = self.code, self.kernel.prologue
+        if prologue is None:
+            return lambda i, mask: _load(code, pointers[0], i, mask, False)
+        given = list(zip(self.sources, pointers, strict=True))
+        held = {
+            name: _load_one(code, pointer, kind == "B")
+            for (name, kind), pointer in given
+            if kind in "VB"
+        }
+
+        def read(i: Value, mask: Value | None) -> Value:
+            vectors = {
+                name: _load(code, pointer, i, mask, kind == "b")
+                for (name, kind), pointer in given
+                if kind in "vb"
+            }
+            env = self.factors | held | vectors
+            (result,) = _evaluate(code, prologue.program.outputs, env, self.rules)
+            if _is_bool(result):
+                raise Unsupported
+            return result
+
+        return read
 
     # ---- the tile
 
