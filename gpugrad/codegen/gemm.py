@@ -289,7 +289,9 @@ def _place(x: np.ndarray) -> tuple:
 
 
 @lru_cache(4096)
-def _loops(shape, sources: int, *arrays) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
+def _loops(
+    shape, sources: int, *arrays
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
     """Sizes of two batch dimensions and of m, and the strides of arrays through them: a, what b is
     read from, and others, given by shapes and strides. None if two batch dimensions do not do. Those that b has
     not are rows of one larger matrix."""

@@ -265,6 +265,7 @@ class _Writer:
         if self.kernel.by_columns:
             self._pack_columns(sources, depth, columns)
             return self.packed, packed_step
+
         def pack() -> list[Value]:
             self._pack_rows(sources, depth, columns)
             return [self.packed, packed_step]
@@ -404,7 +405,9 @@ class _Writer:
             pairs.append(zip(prologue.program.inputs, prologue.pattern, strict=True))
         for named in pairs:
             names = [n for n, kind in named if kind == "n"]
-            found.append({n: _number(self.code, self.numbers, place + k) for k, n in enumerate(names)})
+            found.append(
+                {n: _number(self.code, self.numbers, place + k) for k, n in enumerate(names)}
+            )
             place += len(names)
         return found[0], found[1] if prologue else {}
 
