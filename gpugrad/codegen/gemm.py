@@ -293,8 +293,8 @@ def _loops(
     shape, sources: int, *arrays
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
     """Sizes of two batch dimensions and of m, and the strides of arrays through them: a, what b is
-    read from, and others, given by shapes and strides. None if two batch dimensions do not do. Those that b has
-    not are rows of one larger matrix."""
+    read from, and others, given by shapes and strides. None if two batch dimensions do not do.
+    Those that b has not are rows of one larger matrix."""
     steps = [strides_in(*x, len(shape))[:-1] for x in arrays]
     for of_b in steps[1 : 1 + sources]:
         of_b[-1] = 0

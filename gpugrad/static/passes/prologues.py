@@ -6,6 +6,7 @@ from __future__ import annotations
 from math import prod
 
 from ...codegen import gemm
+from ...codegen.arrays import Program
 from ..graph import EpilogueCall, Graph, Node, OpCall, PrologueCall, Value
 from .epilogues import PRODUCTS
 from .pointwise import pointwise
@@ -28,16 +29,17 @@ def join_prologues(graph: Graph) -> Graph:
         made = maker.get(b)
         turns = made is not None and reads[b] == 1 and _transposes(made)
         source = made.inputs[0] if made is not None and turns else b
-        program = maker.get(source)
-        if program is None or reads[b] != 1 or reads[source] != 1:
+        before = maker.get(source)
+        if before is None or reads[b] != 1 or reads[source] != 1:
             continue
-        if not _gains(program, node):
+        program = _prologue(before, node)
+        if program is None:
             continue
-        call = PrologueCall(pointwise(program).program, turns, node.call)
         a, _, *others = node.inputs
-        inputs = [a, *others, *program.inputs]
+        inputs = [a, *others, *before.inputs]
+        call = PrologueCall(program, turns, node.call)
         replaced[id(node)] = Node(call, inputs, node.outputs, node.line)
-        gone |= {id(program), id(made)}
+        gone |= {id(before), id(made)}
     if not replaced:
         return graph
     nodes = [replaced.get(id(n), n) for n in graph.nodes if id(n) not in gone]
@@ -61,20 +63,21 @@ def _transposes(node: Node) -> bool:
     return tuple(node.call.params["axes"]) == (*range(count - 2), count - 1, count - 2)
 
 
-def _gains(node: Node, product: Node) -> bool:
-    """Whether a node is worth to be computed as the second operand of a product."""
+def _prologue(node: Node, product: Node) -> Program | None:
+    """What a node computes, if it gains to compute it as the second operand of a product."""
     found, (a, b) = pointwise(node), product.inputs[:2]
     if found is None or found.device is not None or found.dtype != b.dtype:
-        return False
+        return None
     if len(node.outputs) > 1 or len(a.shape) < 2 or len(b.shape) < 2:
-        return False
+        return None
     out, call = product.outputs[0], product.call
     name = (call.producer if call.__class__ is EpilogueCall else call).op.name
     if name != "matmul" and len(b.shape) > 2:
-        return False
+        return None
     if len(b.shape) > 2 and b.shape[:-2] != out.shape[:-2]:
-        return False  # a matrix that several products read
+        return None  # a matrix that several products read
     k, n = b.shape[::-1] if name in ("affine", "linear") else b.shape[-2:]
     matrices = prod(b.shape[:-2])
     m = prod(out.shape) // max(1, matrices * n)
-    return gemm.takes_prologue(found.program, found.dtype, matrices, m, n, k)
+    gains = gemm.takes_prologue(found.program, found.dtype, matrices, m, n, k)
+    return found.program if gains else None
