@@ -19,8 +19,8 @@ import numpy as np
 from . import blas, gemm_kernels, vector_math, workers
 from .arrays import BOOLEAN, Program, merge_dimensions
 from .expr import Expr, variable
-from .gemm_kernels import Kernel, Tile
-from .llvm import ELEMENTS, Unsupported, strides_in
+from .gemm_kernels import Kernel, Prologue, Tile
+from .llvm import ELEMENTS, EXACT, Unsupported, strides_in
 from .machine import Machine, machine
 from .tasks import Operand, Rows, Task
 
@@ -45,13 +45,43 @@ DEEP = 512
 # Rows or columns of the result in a thread's share of a product by BLAS, at least; in one of two
 # shares, with which a product (64, 1600) x (1600, 64) takes 86 us each instead of 156.
 BLAS_SHARE, BLAS_HALF = 96, 32
+# B is computed while it is packed for so many rows of A at most: beyond it gains nothing.
+# Its kernel has the program twice for every vector that is packed at a time.
+PROLOGUE_ROWS, PROLOGUE_STEPS = 64, 8
 # What a multiplication takes, and how many rows of A times a panel of B take as long as packing it.
 NANOSECONDS, PACKING = 0.02, 4
 
 
+class Computed(NamedTuple):
+    """What an elementwise program of one result makes of arrays that broadcast to a shape, and of
+    Python numbers."""
+
+    program: Program
+    inputs: Sequence
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def T(self) -> Computed:
+        return self.swapaxes(-1, -2)
+
+    def swapaxes(self, first: int, second: int) -> Computed:
+        shape = np.broadcast_to(0.0, self.shape).swapaxes(first, second).shape
+        inputs = [
+            np.broadcast_to(x, self.shape).swapaxes(first, second)
+            if x.__class__ is np.ndarray
+            else x
+            for x in self.inputs
+        ]
+        return Computed(self.program, inputs, shape)
+
+
 def task(
     a: np.ndarray,
-    b: np.ndarray,
+    b: np.ndarray | Computed,
     out: np.ndarray | Sequence[np.ndarray],
     *,
     alpha: float = 1.0,
@@ -65,11 +95,13 @@ def task(
     operand is a view, such as ``a.T``. An elementwise ``program`` takes the product as its first
     input and then ``inputs``: arrays that broadcast to the shape of the product, or Python numbers.
     It has an array in ``out`` for each of its outputs; an output may be an input as well, but
-    share memory with nothing else. All arrays are float32 or all float64, but for masks.
+    share memory with nothing else. All arrays are float32 or all float64, but for masks. ``b`` may
+    be what is computed while it is read (``Computed``), see ``takes_prologue``.
 
-    The task keeps the arrays. Its table begins with the objects of a, b, the input arrays that the
-    program reads and the outputs: others with the same strides may take their places. Its numbers
-    are alpha and the Python numbers among the inputs.
+    The task keeps the arrays. Its table begins with the objects of a, b (or the arrays that it is
+    computed from), the input arrays that the program reads and the outputs: others with the same
+    strides may take their places. Its numbers are alpha, the Python numbers among the inputs and
+    those that b is computed from.
 
     None where there is no kernel for this, or where BLAS and a separate task are faster. Raises
     ValueError if the shapes do not fit.
@@ -79,10 +111,26 @@ def task(
     product = _product(a, b, outputs, program or _PLAIN, inputs)
     if compiler is None or product is None:
         return None
+    if product.shape.prologue is not None:
+        return _own_task(compiler, product, alpha)
     found = _blas_task(compiler, product, alpha) if _is_for_blas(product.shape) else None
     if found is None:
         return _own_task(compiler, product, alpha)
     return found if program is None else None
+
+
+def takes_prologue(program: Program, dtype, matrices: int, m: int, n: int, k: int) -> bool:
+    """Whether it gains to compute b while it is packed, in products of so many matrices (m, k) and
+    (k, n): own kernels pack every element once, for few rows of a, and the program is so light that
+    a pass of its own would take the time that memory takes."""
+    compiler = machine()
+    if compiler is None or m > PROLOGUE_ROWS or m * n * k >= LARGE or not min(m, n, k):
+        return False
+    if len(program.steps) > PROLOGUE_STEPS or not EXACT.issuperset(program.steps):
+        return False
+    tile = _choose_tile(compiler, ELEMENTS[dtype], m, n)
+    panels = matrices * -(-n // tile.columns)
+    return _blocks(m, matrices * m * n * k, tile, panels) == 1
 
 
 class _Shape(NamedTuple):
@@ -93,10 +141,16 @@ class _Shape(NamedTuple):
     n: int
     sizes: tuple[int, ...]  # outer batch dimension, inner one, m
     strides: tuple[tuple[int, ...], ...]  # of the arrays, through the sizes; 0 for b through m
-    within: tuple[int, int, int]  # strides of a through k, and of b through k and n
+    within: tuple[int, ...]  # strides of a through k, and of b, or its sources, through k and n
     by_columns: bool  # whether neighbours in a column of b are neighbours in memory
     program: Program
     pattern: str  # see Kernel
+    prologue: Prologue | None = None
+
+    @property
+    def sources(self) -> int:
+        """Arrays that b is read from."""
+        return len(self.prologue.arrays) if self.prologue else 1
 
     @property
     def work(self) -> int:
@@ -108,8 +162,8 @@ class _Product(NamedTuple):
     """A product whose arrays fit together."""
 
     shape: _Shape
-    arrays: list[np.ndarray]  # a, b, the inputs that are read, outputs
-    numbers: list[float]  # among the inputs
+    arrays: list[np.ndarray]  # a, b or its sources, the inputs that are read, outputs
+    numbers: list[float]  # among the inputs, then among those of a prologue
 
 
 def _product(a, b, outputs, program: Program, inputs) -> _Product | None:
@@ -125,31 +179,76 @@ def _product(a, b, outputs, program: Program, inputs) -> _Product | None:
             f"given {len(inputs)} inputs beside the product and {len(outputs)} outputs"
         )
     dtype = a.dtype
-    pattern = _pattern(program, inputs, dtype, len(shape))
-    if pattern is None or dtype not in ELEMENTS or b.dtype != dtype or 0 in shape:
+    pattern = _pattern(program, program.inputs[1:], inputs, dtype, len(shape))
+    if pattern is None or dtype not in ELEMENTS or 0 in shape:
         return None
-    if not all(map(_writes, outputs, program.outputs, [dtype] * len(outputs))):
+    operand = _computed(b, dtype) if isinstance(b, Computed) else _given(b, dtype)
+    if operand is None or not all(map(_writes, outputs, program.outputs, [dtype] * len(outputs))):
         return None
-    read = [x for x, kind in zip(inputs, pattern, strict=True) if kind in "vVbB"]
-    arrays = [a, b, *read, *outputs]
-    if not all(x.flags.aligned for x in arrays) or not _apart(a, b, read, outputs):
+    sources, (prologue, by_columns), within = operand
+    read = _arrays_among(inputs, pattern)
+    arrays = [a, *sources, *read, *outputs]
+    if not all(x.flags.aligned for x in arrays) or not _apart([a, *sources], read, outputs):
         return None
-    numbers = [x for x, kind in zip(inputs, pattern, strict=True) if kind == "n"]
-    loops = _loops(shape, *[(x.shape, x.strides) for x in arrays])
-    b_k, b_column = b.strides[-2:]
-    rowwise = b_column == b.itemsize or n == 1 or k == 0
-    by_columns = b_k == b.itemsize or k == 1
-    if loops is None or not (rowwise or by_columns):
+    numbers = _numbers_among(inputs, pattern)
+    loops = _loops(shape, len(sources), *[(x.shape, x.strides) for x in arrays])
+    if loops is None:
         return None
-    within = (a.strides[-1], b_k, b_column)
-    found = _Shape(ELEMENTS[dtype], k, n, *loops, within, not rowwise, program, pattern)
+    if prologue is not None:
+        numbers += _numbers_among(b.inputs, prologue.pattern)
+        outer, inner, rows = loops[0]
+        gains = takes_prologue(prologue.program, dtype, outer * inner, rows, n, k)
+        if not gains or math.prod(b.shape[:-2]) != outer * inner:
+            return None
+    within = (a.strides[-1], *within)
+    found = _Shape(ELEMENTS[dtype], k, n, *loops, within, by_columns, program, pattern, prologue)
     return _Product(found, arrays, [float(x) for x in numbers])
 
 
-def _pattern(program: Program, inputs: Sequence, dtype, ndim: int) -> str | None:
-    """A letter for every input beside the product, see ``Kernel``; None if one does not fit."""
+class _Right(NamedTuple):
+    """What b is read from: arrays, how (see ``Kernel``), and their strides through k and n."""
+
+    sources: list[np.ndarray]
+    kind: tuple[Prologue | None, bool]
+    within: list[int]
+
+
+def _given(b: np.ndarray, dtype) -> _Right | None:
+    (*_, k, n), (*_, b_k, b_column) = b.shape, b.strides
+    rowwise = b_column == b.itemsize or n == 1 or k == 0
+    by_columns = b_k == b.itemsize or k == 1
+    if b.dtype != dtype or not (rowwise or by_columns):
+        return None
+    return _Right([b], (None, not rowwise), [b_k, b_column])
+
+
+def _computed(b: Computed, dtype) -> _Right | None:
+    """The same for what is computed: sources are read along rows or along columns, all alike."""
+    program, inputs, ndim = b.program, b.inputs, len(b.shape)
+    for by_columns in (False, True) if b.shape[-1] > 1 else (True, False):
+        pattern = _pattern(program, program.inputs, inputs, dtype, ndim, -2 if by_columns else -1)
+        if pattern is not None:
+            sources = _arrays_among(inputs, pattern)
+            strides = [strides_in(x.shape, x.strides, ndim)[-2:] for x in sources]
+            right = _Right(sources, (Prologue(program, pattern), by_columns), [*chain(*strides)])
+            return right if sources else None
+    return None
+
+
+def _arrays_among(inputs: Sequence, pattern: str) -> list[np.ndarray]:
+    return [x for x, kind in zip(inputs, pattern, strict=True) if kind in "vVbB"]
+
+
+def _numbers_among(inputs: Sequence, pattern: str) -> list[float]:
+    return [x for x, kind in zip(inputs, pattern, strict=True) if kind == "n"]
+
+
+def _pattern(
+    program: Program, names: Sequence[str], inputs: Sequence, dtype, ndim: int, axis: int = -1
+) -> str | None:
+    """A letter for each of some inputs, see ``Kernel``; None if one does not fit."""
     pattern = ""
-    for x, name in zip(inputs, program.inputs[1:], strict=True):
+    for x, name in zip(inputs, names, strict=True):
         if name not in program.used:
             pattern += "-"
         elif x.__class__ in _NUMBERS:
@@ -158,7 +257,7 @@ def _pattern(program: Program, inputs: Sequence, dtype, ndim: int) -> str | None
             return None
         else:
             kind = "b" if x.dtype == _BOOL else "v"
-            step = strides_in(x.shape, x.strides, ndim)[-1]
+            step = strides_in(x.shape, x.strides, ndim)[axis]
             if step not in (0, x.itemsize):
                 return None
             pattern += kind if step else kind.upper()
@@ -172,11 +271,11 @@ def _writes(out: np.ndarray, e: Expr, dtype) -> bool:
     return out.dtype == wanted and along and out.flags.writeable
 
 
-def _apart(a, b, read: list, outputs: list) -> bool:
+def _apart(operands: list, read: list, outputs: list) -> bool:
     """Whether outputs share no memory with what is read after they are written: an input may be
     the same array."""
     for k, out in enumerate(outputs):
-        for x in (a, b, *outputs[:k]):
+        for x in (*operands, *outputs[:k]):
             if np.may_share_memory(out, x):
                 return False
         for x in read:
@@ -190,12 +289,15 @@ def _place(x: np.ndarray) -> tuple:
 
 
 @lru_cache(4096)
-def _loops(shape, *arrays) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
-    """Sizes of two batch dimensions and of m, and the strides of arrays through them: a, b, and
-    others, given by shapes and strides. None if two batch dimensions do not do. Those that b has
-    not are rows of one larger matrix."""
+def _loops(
+    shape, sources: int, *arrays
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
+    """Sizes of two batch dimensions and of m, and the strides of arrays through them: a, what b is
+    read from, and others, given by shapes and strides. None if two batch dimensions do not do.
+    Those that b has not are rows of one larger matrix."""
     steps = [strides_in(*x, len(shape))[:-1] for x in arrays]
-    steps[1][-1] = 0
+    for of_b in steps[1 : 1 + sources]:
+        of_b[-1] = 0
     sizes, kept = merge_dimensions(shape[:-1], steps)
     if not sizes or kept[1][-1]:  # m is 1, and was left out
         sizes.append(1)
@@ -248,19 +350,23 @@ def _own_task(compiler: Machine, product: _Product, alpha: float) -> Task | None
 def _rows_of(product: _Product, plan: _Plan, task: Task) -> Rows | None:
     """Rows of the result need the same rows of a and of what the program reads; all of b, if there
     is one matrix, else the matrices that belong to theirs. None for arrays that are gone through
-    backwards, and for empty ones."""
+    backwards, for empty ones, and for one matrix that is computed."""
     shape, strides = product.shape, product.shape.strides
     if not shape.k or min(*shape.within, *chain(*strides)) < 0:
         return None
-    a, _, *others = product.arrays
-    size, (a_k, b_k, b_column) = a.itemsize, shape.within
+    a, others = product.arrays[0], product.arrays[1 + shape.sources :]
+    a_k, *steps = shape.within
+    right = zip(product.arrays[1:], steps[::2], steps[1::2], strict=False)
     widths = [
-        (shape.k - 1) * a_k + size,
-        (shape.k - 1) * b_k + (shape.n - 1) * b_column + size,
+        (shape.k - 1) * a_k + a.itemsize,
+        *[(shape.k - 1) * b_k + (shape.n - 1) * b_column + x.itemsize
+          for x, b_k, b_column in right],
         *[(1 if kind in "VB" else shape.n) * x.itemsize
           for x, kind in zip(others, _kinds(shape), strict=True)],
     ]  # fmt: skip
     outer, inner, m = sizes = shape.sizes
+    if shape.prologue and outer * inner == 1:
+        return None  # every share of the rows would compute B again
     matrices, tile, fixed = outer * inner, plan.tile, 0 if plan.direct else PACKING
     if matrices > 1:  # cut between them
         widths = [w + (m - 1) * s[-1] for w, s in zip(widths, strides, strict=True)]
@@ -280,6 +386,9 @@ def _rows_of(product: _Product, plan: _Plan, task: Task) -> Rows | None:
         return task._replace(table=table)
 
     elements = matrices * m * shape.n * vector_math.nanoseconds(shape.program)
+    if shape.prologue:
+        of_b = vector_math.nanoseconds(shape.prologue.program)
+        elements += matrices * shape.k * shape.n * of_b
     return Rows(sizes, operands, cut, shape.work * NANOSECONDS + elements, fixed, tile)
 
 
@@ -304,14 +413,15 @@ class _Plan(NamedTuple):
 def _plan(compiler: Machine, shape: _Shape) -> _Plan | None:
     """Made once: the steps of a recurrent network are products of one shape."""
     tile = _choose_tile(compiler, shape.element, shape.sizes[-1], shape.n)
-    function = _function(compiler, Kernel(tile, shape.by_columns, shape.program, shape.pattern))
+    kernel = Kernel(tile, shape.by_columns, shape.program, shape.pattern, shape.prologue)
+    function = _function(compiler, kernel)
     if function is None:
         return None
     words = _words(shape, tile)
     parts = min(words["shares"], workers.PARTS) if shape.work >= PARALLEL else 1
     table = [words[name] for name in gemm_kernels.WORDS]
-    table += chain(*shape.strides[2:])
-    direct = bool(words["direct"]) and not shape.by_columns
+    table += chain(*shape.strides[2:], shape.within[3:])
+    direct = bool(words["direct"]) and not (shape.by_columns or shape.prologue)
     return _Plan(function, tuple(table), parts, words["shares"], tile.rows, direct)
 
 
@@ -319,12 +429,12 @@ def _words(shape: _Shape, tile: Tile) -> dict[str, int]:
     """What the table says beside the arrays: sizes, blocks and strides."""
     outer, inner, m = shape.sizes
     panels = -(-shape.n // tile.columns)
-    blocks = _blocks(shape, tile, outer * inner * panels)
+    blocks = _blocks(m, shape.work, tile, outer * inner * panels)
     block = _rounded(-(-m // blocks), tile.rows)
     blocks = -(-m // block)
     pieces = max(1, -(-shape.k // tile.depth))
     depth = max(1, _rounded(-(-shape.k // pieces), tile.lanes))
-    a_k, b_k, b_column = shape.within
+    a_k, b_k, b_column, *_ = shape.within
     return {
         "shares": outer * inner * blocks * panels, "each": 1, "lines": 0,
         "inner": inner, "blocks": blocks, "panels": panels, "m": m, "n": shape.n, "k": shape.k,
@@ -335,11 +445,11 @@ def _words(shape: _Shape, tile: Tile) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _blocks(shape: _Shape, tile: Tile, panels: int) -> int:
-    """Blocks of rows of each matrix: few, but enough to share ``panels`` of them among threads."""
-    m = shape.sizes[-1]
+def _blocks(m: int, work: int, tile: Tile, panels: int) -> int:
+    """Blocks of the m rows of each matrix: few, but enough to share ``panels`` of them among
+    threads."""
     fewest = -(-m // tile.block)
-    if shape.work < PARALLEL or fewest * panels >= SHARES:
+    if work < PARALLEL or fewest * panels >= SHARES:
         return fewest
     return max(fewest, min(-(-SHARES // panels), m // (4 * tile.rows)))
 
@@ -355,7 +465,7 @@ def _rounded(count: int, multiple: int) -> int:
 def _function(compiler: Machine, kernel: Kernel) -> int | None:
     """The address of a kernel, made on first use; None if there is none for its program."""
     made = kernel.program.native
-    key = ("gemm", *kernel[:2], kernel.pattern)
+    key = ("gemm", *kernel[:2], kernel.pattern, kernel.prologue)
     if key not in made:
         try:
             made[key] = compiler.kernel(gemm_kernels.text, kernel)

@@ -4,6 +4,7 @@ A unit of work is a block of rows times a panel of columns of one product. Threa
 
 - the panel of B is packed: its rows one after the other, so that they stay in the L1 cache while
   all rows of the block are multiplied with them. Where this would not pay, it is read in place
+- what a prologue, a program whose result is B, computes goes into the packed panel
 - tiles of the block are summed in registers, ``tile.rows`` x ``tile.vectors`` vectors: per step one
   row of the panel and one number of every row of A
 - sums go to a scratch on the stack, to which the next ``depth`` columns of A add
@@ -73,12 +74,28 @@ class Tile(NamedTuple):
 # rows of the one matrix, in whose blocks and panels a thread goes by itself. ``block`` rows and
 # ``depth`` columns of A are taken at a time; ``direct`` is not 0 where B is read in place. Strides
 # are in bytes: of the batch dimensions, then of the matrix. After them come three per input and
-# output: of the batch dimensions and between rows.
+# output: of the batch dimensions and between rows. Where a prologue computes B, the arrays that it
+# reads are in place of b, the first with the strides of b; the others are followed by three like
+# inputs (the last is not used), and at the end come two for each: through k and the columns.
 WORDS = (
     "shares", "each", "lines",
     "inner", "blocks", "panels", "m", "n", "k", "block", "depth", "direct",
     "a_outer", "a_inner", "a_row", "a_k", "b_outer", "b_inner", "b_k", "b_column",
 )  # fmt: skip
+
+
+class Prologue(NamedTuple):
+    """A program that computes B, and a letter for each of its inputs, as in ``Kernel``; with
+    ``by_columns`` they are said of columns, not of rows."""
+
+    program: Program
+    pattern: str
+
+    @property
+    def arrays(self) -> list[tuple[str, str]]:
+        """Names and letters of the arrays that it reads."""
+        pairs = zip(self.program.inputs, self.pattern, strict=True)
+        return [(name, kind) for name, kind in pairs if kind in "vbVB"]
 
 
 class Kernel(NamedTuple):
@@ -93,6 +110,7 @@ class Kernel(NamedTuple):
     by_columns: bool
     program: Program
     pattern: str
+    prologue: Prologue | None = None
 
 
 def text(compiler: Machine, kernel: Kernel) -> str:
@@ -128,7 +146,9 @@ class _Writer:
             for name, kind in zip(kernel.program.inputs[1:], kernel.pattern, strict=True)
             if kind in "vbVB"
         ]
-        objects = 2 + len(self.arrays) + len(kernel.program.outputs)
+        self.sources = kernel.prologue.arrays if kernel.prologue else [("b", "v")]
+        self.first = 1 + len(self.sources)  # of the objects after B
+        objects = self.first + len(self.arrays) + len(kernel.program.outputs)
         self.data = [
             _data(code, compiler, code.load(code.at(self.table, k), "ptr")) for k in range(objects)
         ]
@@ -137,6 +157,10 @@ class _Writer:
             [self._word(objects + len(WORDS) + 3 * k + d) for d in range(3)]
             for k in range(objects - 2)
         ]
+        within = objects + len(WORDS) + 3 * (objects - 2)
+        self.within = [(self.word["b_k"], self.word["b_column"])]  # strides of sources
+        for k in range(len(self.sources) - 1):
+            self.within.append((self._word(within + 2 * k), self._word(within + 2 * k + 1)))
 
     def _word(self, place: int) -> Value:
         return self.code.load(self.code.at(self.table, place), "i64")
@@ -169,7 +193,7 @@ class _Writer:
         code, word, tile = self.code, self.word, self.tile
         self.packed = self._scratch(tile.columns * tile.depth)
         self.sums = self._scratch(tile.columns * tile.block)
-        self.constants = self._constants()
+        self.constants, self.factors = self._constants()
         self.rules = rules_for(self.compiler, tile.element)
         share = self._share()
         with code.loop(share.start, share.stop) as unit:
@@ -182,14 +206,19 @@ class _Writer:
             a = self._moved(
                 self.data[0], outer * word["a_outer"], inner * word["a_inner"], row * word["a_row"]
             )
-            b = self._moved(
-                self.data[1],
-                *(outer * word["b_outer"], inner * word["b_inner"], column * word["b_column"]),
-            )
-            self._multiply(a, b, rows, columns)
+            steps = [(word["b_outer"], word["b_inner"], code.integer(0)), *self.strides]
+            sources = [
+                self._moved(pointer, outer * o, inner * i, column * along)
+                for pointer, (o, i, _), (_, along) in zip(
+                    self.data[1:], steps, self.within, strict=False
+                )
+            ]
+            self._multiply(a, sources, rows, columns)
             operands = [
                 _Operand(self._moved(pointer, outer * o, inner * i, row * r), r)
-                for pointer, (o, i, r) in zip(self.data[2:], self.strides, strict=True)
+                for pointer, (o, i, r) in zip(
+                    self.data[self.first :], steps[self.first - 1 :], strict=True
+                )
             ]
             self._epilogue(operands, rows, column, columns)
         return code.function("kernel", self.parameters)
@@ -210,8 +239,8 @@ class _Writer:
             code.select(by_rows, blocks, word["blocks"]),
         )
 
-    def _multiply(self, a: Value, b: Value, rows: Value, columns: Value) -> None:
-        """Leave the product of a block and a panel in the sums."""
+    def _multiply(self, a: Value, b: list[Value], rows: Value, columns: Value) -> None:
+        """Leave the product of a block and a panel in the sums; ``b`` is what that is read from."""
         code, word, tile = self.code, self.word, self.tile
         zero, most = code.integer(0), word["depth"]
         nothing = code.select(word["k"].compare("eq", 0), rows * tile.columns, zero)
@@ -220,79 +249,113 @@ class _Writer:
         with code.loop(zero, word["k"] + most - 1, most) as start:
             depth = self._smaller(word["k"] - start, most)
             left = self._moved(a, start * word["a_k"])
-            right = self._moved(b, start * word["b_k"])
+            right = [
+                self._moved(p, start * step) for p, (step, _) in zip(b, self.within, strict=True)
+            ]
             source, step = self._panel(right, depth, columns)
             with code.loop(zero, rows + (tile.rows - 1), tile.rows) as row:
                 self._tile(left, row, rows, source, step, depth, start.compare("eq", 0))
 
     # ---- the panel
 
-    def _panel(self, b: Value, depth: Value, columns: Value) -> tuple[Value, Value]:
+    def _panel(self, sources: list[Value], depth: Value, columns: Value) -> tuple[Value, Value]:
         """Where the rows of a panel are, and the bytes between them."""
         code, tile = self.code, self.tile
         packed_step = code.integer(tile.columns * self.size)
         if self.kernel.by_columns:
-            self._pack_columns(b, depth, columns)
+            self._pack_columns(sources, depth, columns)
             return self.packed, packed_step
 
         def pack() -> list[Value]:
-            self._pack_rows(b, depth, columns)
+            self._pack_rows(sources, depth, columns)
             return [self.packed, packed_step]
 
+        if self.kernel.prologue:
+            pack()
+            return self.packed, packed_step
         whole = columns.compare("eq", tile.columns)
         in_place = self.word["direct"].compare("ne", 0) & whole
-        source, step = code.choose(in_place, lambda: [b, self.word["b_k"]], pack)
+        source, step = code.choose(in_place, lambda: [sources[0], self.word["b_k"]], pack)
         return source, step
 
-    def _pack_rows(self, b: Value, depth: Value, columns: Value) -> None:
+    def _pack_rows(self, sources: list[Value], depth: Value, columns: Value) -> None:
         code, tile = self.code, self.tile
 
-        def copy(load: Callable[[Value, int], Value]) -> list[Value]:
+        def copy(masks: Sequence[Value | None]) -> list[Value]:
             with code.loop(code.integer(0), depth) as k:
-                row = self._moved(b, k * self.word["b_k"])
+                read = self._line(
+                    [
+                        self._moved(p, k * step)
+                        for p, (step, _) in zip(sources, self.within, strict=True)
+                    ]
+                )
                 for v in range(tile.vectors):
                     place = code.at(self.packed, k * tile.columns + v * tile.lanes, tile.element)
-                    code.store(load(row, v), place)
+                    code.store(read(code.integer(v * tile.lanes), masks[v]), place)
             return []
 
         masks = [code.first_lanes(columns - v * tile.lanes) for v in range(tile.vectors)]
-
-        def some(row: Value, v: int) -> Value:
-            return code.load(code.at(row, v * tile.lanes, tile.element), code.vector, masks[v])
-
         whole = columns.compare("eq", tile.columns)
-        code.choose(
-            whole,
-            lambda: copy(lambda row, v: self._vector(row, v * tile.lanes)),
-            lambda: copy(some),
-        )
+        code.choose(whole, lambda: copy([None] * tile.vectors), lambda: copy(masks))
 
-    def _pack_columns(self, b: Value, depth: Value, columns: Value) -> None:
+    def _pack_columns(self, sources: list[Value], depth: Value, columns: Value) -> None:
         """Squares of a transposed B are transposed in registers."""
         code, tile = self.code, self.tile
         lanes = tile.lanes
         with code.loop(code.integer(0), code.integer(tile.columns), lanes) as j:
-            pointers = [
-                self._moved(b, self._smaller(j + x, columns - 1) * self.word["b_column"])
-                for x in range(lanes)
+            places = [self._smaller(j + x, columns - 1) for x in range(lanes)]
+            lines = [
+                self._line(
+                    [
+                        self._moved(p, place * along)
+                        for p, (_, along) in zip(sources, self.within, strict=True)
+                    ]
+                )
+                for place in places
             ]
             with code.loop(code.integer(0), depth + (lanes - 1), lanes) as k:
                 rest = depth - k
-                places = [code.at(pointer, k, tile.element) for pointer in pointers]
                 square = code.choose(
                     rest.compare("sge", lanes),
-                    lambda places=places: [code.load(p, code.vector) for p in places],
-                    lambda places=places, rest=rest: self._first(places, rest),
+                    lambda lines=lines, k=k: [read(k, None) for read in lines],
+                    lambda lines=lines, k=k, rest=rest: self._first(lines, k, rest),
                 )
                 vectors = transposed(code, square)
                 for x, vector in enumerate(vectors):
                     place = (k + x) * tile.columns + j
                     code.store(vector, code.at(self.packed, place, tile.element))
 
-    def _first(self, places: list[Value], count: Value) -> list[Value]:
-        """Vectors of ``count`` elements and zeros."""
+    def _first(self, lines: list[Callable], k: Value, count: Value) -> list[Value]:
+        """Vectors of ``count`` elements and others, zeros or made of zeros."""
         mask = self.code.first_lanes(count)
-        return [self.code.load(place, self.code.vector, mask) for place in places]
+        return [read(k, mask) for read in lines]
+
+    def _line(self, pointers: list[Value]) -> Callable[[Value, Value | None], Value]:
+        """How a row or column of B is read, or computed by the prologue: a function of a place in
+        it and a mask that gives a vector."""
+        code, prologue = self.code, self.kernel.prologue
+        if prologue is None:
+            return lambda i, mask: _load(code, pointers[0], i, mask, False)
+        given = list(zip(self.sources, pointers, strict=True))
+        held = {
+            name: _load_one(code, pointer, kind == "B")
+            for (name, kind), pointer in given
+            if kind in "VB"
+        }
+
+        def read(i: Value, mask: Value | None) -> Value:
+            vectors = {
+                name: _load(code, pointer, i, mask, kind == "b")
+                for (name, kind), pointer in given
+                if kind in "vb"
+            }
+            env = self.factors | held | vectors
+            (result,) = _evaluate(code, prologue.program.outputs, env, self.rules)
+            if _is_bool(result):
+                raise Unsupported
+            return result
+
+        return read
 
     # ---- the tile
 
@@ -332,12 +395,21 @@ class _Writer:
 
     # ---- the epilogue
 
-    def _constants(self) -> dict[str, Value]:
-        """Alpha and the numbers among the inputs, as vectors."""
-        program, pattern = self.kernel.program, self.kernel.pattern
-        names = [n for n, kind in zip(program.inputs[1:], pattern, strict=True) if kind == "n"]
+    def _constants(self) -> tuple[dict[str, Value], dict[str, Value]]:
+        """Alpha and the numbers among the inputs, then those of the prologue, as vectors."""
+        program, pattern, prologue = self.kernel.program, self.kernel.pattern, self.kernel.prologue
         self.alpha = _number(self.code, self.numbers, 0)
-        return {n: _number(self.code, self.numbers, 1 + k) for k, n in enumerate(names)}
+        place, found = 1, []
+        pairs = [zip(program.inputs[1:], pattern, strict=True)]
+        if prologue:
+            pairs.append(zip(prologue.program.inputs, prologue.pattern, strict=True))
+        for named in pairs:
+            names = [n for n, kind in named if kind == "n"]
+            found.append(
+                {n: _number(self.code, self.numbers, place + k) for k, n in enumerate(names)}
+            )
+            place += len(names)
+        return found[0], found[1] if prologue else {}
 
     def _epilogue(
         self, operands: Sequence[_Operand], rows: Value, column: Value, columns: Value

@@ -50,6 +50,8 @@ def _program(program) -> list[str]:
         lines.append(f"{run.num_kernels} native tasks in {run.num_runs} native calls")
     if found := getattr(run, "chains", None):
         lines.append(f"{sum(found)} of them in {len(found)} chains, shared by rows")
+    if found := getattr(run, "prologues", 0):
+        lines.append(f"{found} products compute an operand while they read it")
     if getattr(run, "bytes", 0):
         lines.append(f"{run.bytes} bytes of planned memory")
     if program.recording.derivative is not None:

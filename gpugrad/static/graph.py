@@ -185,6 +185,37 @@ class EpilogueCall(Call):
         return f"{self.producer.text} then {ProgramCall(self.program).text}"
 
 
+class PrologueCall(Call):
+    """A product, maybe with an epilogue, whose second operand is the result of an elementwise
+    program, maybe transposed. The arguments are those of the product without this operand, then
+    those of the program."""
+
+    __slots__ = ("consumer", "program", "transposed")
+    kind = "prologue"
+
+    def __init__(self, program: Program, transposed: bool, consumer: OpCall | EpilogueCall):
+        self.program, self.transposed, self.consumer = program, transposed, consumer
+
+    def evaluate(self, args):
+        (a, *others), given = self.split(args)
+        (b,) = ProgramCall(self.program).evaluate(given)
+        return self.consumer.evaluate((a, b.swapaxes(-1, -2) if self.transposed else b, *others))
+
+    def split(self, args: Sequence) -> tuple[Sequence, Sequence]:
+        """The arguments of the product and those of the program."""
+        count = len(args) - len(self.program.inputs)
+        return args[:count], args[count:]
+
+    def key(self):
+        program = ProgramCall(self.program).key()
+        return ("prologue", program, self.transposed, self.consumer.key())
+
+    @property
+    def text(self) -> str:
+        turned = " transposed" if self.transposed else ""
+        return f"{ProgramCall(self.program).text}{turned} into {self.consumer.text}"
+
+
 class DeviceUpdateCall(Call):
     """An update (``foreach.py``) that the device decides about: scalars may be arrays of its memory
     (counts of steps, learning rates), from which it computes the numbers of the loop in float64,

@@ -48,7 +48,16 @@ from ..codegen.rows import (
 )
 from ..codegen.shares import parameters
 from ..codegen.tasks import Operand, Rows, Task
-from .graph import CheckCall, EpilogueCall, Node, OpCall, RowsCall, Value, expression_of
+from .graph import (
+    CheckCall,
+    EpilogueCall,
+    Node,
+    OpCall,
+    PrologueCall,
+    RowsCall,
+    Value,
+    expression_of,
+)
 
 _BOOL = np.dtype("bool")
 _INT64 = np.dtype("int64")
@@ -93,13 +102,15 @@ def lower(node: Node, of: Arrays) -> Lowered | None:
         return _rows(call.program, node.inputs, of, outputs)
     if call.__class__ is EpilogueCall:
         return _with_epilogue(call, node.inputs, of, outputs)
+    if call.__class__ is PrologueCall:
+        return _with_prologue(call, node.inputs, of, node.outputs)
     if call.__class__ is CheckCall:
         return _check(call, of(node.inputs[0]))
     if call.__class__ is OpCall:
         found = _OPERATIONS.get(call.op.name)
         if found is not None:
             inputs = [of(i) for i in node.inputs]
-            if all(i.__class__ is _ndarray for i in inputs):
+            if all(i.__class__ in (_ndarray, gemm.Computed) for i in inputs):
                 return found(*inputs, *outputs, **call.params)
     return None
 
@@ -118,21 +129,33 @@ def _plain(tasks: list[Task | None]) -> Lowered | None:
 
 
 def _elementwise(program: Program, inputs: Sequence, of: Arrays, outputs: list) -> Lowered | None:
-    args, changing = [], []
+    args, changing = _arguments(inputs, of)
+    tasks = elementwise_tasks(program, args, outputs)
+    if tasks is None:
+        return None
+    places = _places(args, program.inputs, program)
+    numbers = [(v, t.numbers, places[k]) for t in tasks for v, k in changing if k in places]
+    return Lowered(tasks, numbers, [])
+
+
+def _arguments(inputs: Sequence, of: Arrays) -> tuple[list, list[tuple[Value, int]]]:
+    """Arrays and numbers for inputs, and which of them are numbers that come with a call."""
+    args: list = []
+    changing = []
     for k, i in enumerate(inputs):
         if i.__class__ is Value and i.dtype is None:
             args.append(0.0)
             changing.append((i, k))
         else:
             args.append(of(i))
-    tasks = elementwise_tasks(program, args, outputs)
-    if tasks is None:
-        return None
-    order = [k for k, (a, n) in enumerate(zip(args, program.inputs, strict=True))
+    return args, changing
+
+
+def _places(args: Sequence, names: Sequence[str], program: Program) -> dict[int, int]:
+    """The place of each number among those that a program reads."""
+    order = [k for k, (a, n) in enumerate(zip(args, names, strict=True))
              if a.__class__ is not _ndarray and n in program.used]  # fmt: skip
-    places = {k: place for place, k in enumerate(order)}
-    numbers = [(v, t.numbers, places[k]) for t in tasks for v, k in changing if k in places]
-    return Lowered(tasks, numbers, [])
+    return {k: place for place, k in enumerate(order)}
 
 
 def elementwise_tasks(program: Program, args: Sequence, outputs: list) -> list[Task] | None:
@@ -436,7 +459,7 @@ def _matmul(a, b, out) -> Lowered | None:
 
 
 def _matrix(x):
-    return x.reshape(-1, x.shape[-1])
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _linear(x, w, out) -> Lowered | None:
@@ -635,22 +658,13 @@ def _with_epilogue(call, inputs, of: Arrays, outputs: list) -> Lowered | None:
     """A product or a convolution and the program of its result: in one task where there is a kernel
     for both."""
     a, b = of(inputs[0]), of(inputs[1])
-    others, changing = [], []
-    for k, i in enumerate(inputs[2:]):
-        if i.__class__ is Value and i.dtype is None:
-            changing.append((i, k))
-            others.append(0.0)
-        else:
-            others.append(of(i))
+    others, changing = _arguments(inputs[2:], of)
     join = _EPILOGUES.get(call.producer.op.name, _product_epilogue)
     found = join(call, a, b, others, outputs) or _separately(call, a, b, others, outputs)
     if found is None:
         return None
-    names = call.program.inputs[1:]
-    order = [k for k, x in enumerate(others)
-             if x.__class__ is not _ndarray and names[k] in call.program.used]  # fmt: skip
-    places = {k: found.first + place for place, k in enumerate(order)}
-    numbers = [(v, t.numbers, places[k]) for t in found.numbered for v, k in changing
+    places = _places(others, call.program.inputs[1:], call.program)
+    numbers = [(v, t.numbers, found.first + places[k]) for t in found.numbered for v, k in changing
                if k in places]  # fmt: skip
     return Lowered(found.tasks, numbers, [])
 
@@ -664,6 +678,40 @@ def _separately(call, a, b, others: list, outputs: list) -> _Joined | None:
     producer = _OPERATIONS[operation](a, b, into, **call.producer.params)
     rest = elementwise_tasks(call.program, [into, *others], outputs)
     return None if producer is None or rest is None else _Joined([*producer.tasks, *rest], rest)
+
+
+# ------------------------------------------------------------------------------------------------
+# products with a prologue
+
+
+def _with_prologue(call, inputs, of: Arrays, outputs: Sequence[Value]) -> Lowered | None:
+    """A product and the program that computes its second operand: in one task where there is a
+    kernel for both."""
+    (a, *others), given = call.split(inputs)
+    program = call.program
+    args, changing = _arguments(given, of)
+    places = _places(args, program.inputs, program)
+    arrays = [x for x, n in zip(args, program.inputs, strict=True)
+              if x.__class__ is _ndarray and n in program.used]  # fmt: skip
+    shape = np.broadcast_shapes(*[x.shape for x in arrays])
+    operand = Value(-1, shape, of(outputs[0]).dtype)
+    product = Node(call.consumer, [a, operand, *others], outputs)
+
+    def lowered(b) -> Lowered | None:
+        b = b.swapaxes(-1, -2) if call.transposed else b
+        return lower(product, lambda i: b if i is operand else of(i))
+
+    joined = lowered(gemm.Computed(program, args, shape))
+    if joined is not None:
+        numbers = joined.tasks[0].numbers
+        first = len(numbers) - len(places)
+        own = [(v, numbers, first + places[k]) for v, k in changing if k in places]
+        return joined._replace(numbers=[*own, *joined.numbers])
+    into = np.empty(shape, operand.dtype)
+    before, after = _elementwise(program, given, of, [into]), lowered(into)
+    if before is None or after is None:
+        return None
+    return Lowered([*before.tasks, *after.tasks], [*before.numbers, *after.numbers], [])
 
 
 def _pool(kind: str):

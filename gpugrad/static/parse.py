@@ -10,6 +10,7 @@ import ast
 import importlib
 import re
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 from .. import dtypes
@@ -22,11 +23,13 @@ from .graph import (
     Call,
     CheckCall,
     DeviceUpdateCall,
+    EpilogueCall,
     FunctionCall,
     Graph,
     Node,
     OpCall,
     ProgramCall,
+    PrologueCall,
     RowsCall,
     UpdateCall,
     Value,
@@ -249,6 +252,10 @@ class _Reader:
             if any(kind for _, kind in names):
                 call = _device_update(names, [e for _, e in results])
                 return lambda inputs: call
+            transposed = line.skip("transposed")
+            if line.skip("into"):
+                consumer = self._call(line, outputs)
+                return lambda inputs: _prologue(names, results, transposed, consumer, inputs)
             kind = ProgramCall if name == "program" else UpdateCall
             return lambda inputs: kind(_program(names, results, inputs, outputs))
         if name == "rows":
@@ -270,6 +277,12 @@ class _Reader:
             return lambda inputs: FunctionCall(function, params)
         op = self._operation(line, name)
         params = self._parameters(line)
+        if line.skip("then"):
+            line.expect("program")
+            after = self._program(line)
+            return lambda inputs: EpilogueCall(
+                OpCall(op, params), _program(*after, [outputs[0], *inputs[2:]], outputs)
+            )
         return lambda inputs: OpCall(op, params)
 
     def _operation(self, line: _Line, name: str):
@@ -379,6 +392,17 @@ def _device_update(names: list[tuple[str, str]], outputs: list[Expr]) -> DeviceU
 
     update.parameters = tensors, scalars  # type: ignore[attr-defined]
     return DeviceUpdateCall(Update(update), names[-1][1] == "flag")
+
+
+def _prologue(names: list, results: list, transposed: bool, consumer: Callable, inputs: list):
+    """The call of a product whose second operand is computed by the last inputs."""
+    count = len(inputs) - len(names)
+    (a, *others), given = inputs[:count], inputs[count:]
+    arrays = [v for v in given if v.__class__ is Value and v.dtype is not None]
+    made = max(arrays, key=lambda v: (len(v.shape), prod(v.shape)))
+    return PrologueCall(
+        _program(names, results, given, [made]), transposed, consumer([a, None, *others])
+    )
 
 
 def _program(inputs: list, outputs: list, values: list, made: list[Value]):

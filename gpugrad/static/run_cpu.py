@@ -22,11 +22,21 @@ from ..codegen import chains, workers
 from ..codegen.rows import INDEX
 from ..codegen.tasks import Task, TaskList
 from . import lower
-from .graph import EpilogueCall, Graph, Node, OpCall, RowsCall, Value, expression_of
+from .graph import (
+    EpilogueCall,
+    Graph,
+    Node,
+    OpCall,
+    PrologueCall,
+    RowsCall,
+    Value,
+    expression_of,
+)
 from .passes.epilogues import join_epilogues
 from .passes.fusion import viewed
 from .passes.joining import join_rows
 from .passes.pools import mask_before_pools
+from .passes.prologues import join_prologues
 from .passes.totals import sum_in_passing
 from .record import bounds
 from .sources import Live, LiveArray, LiveGrad
@@ -59,7 +69,7 @@ class NativeProgram:
         if any(v.device is not None for v in graph.inputs):
             raise Fallback("it has CUDA arrays")
         graph = join_rows(mask_before_pools(graph))
-        self.graph = graph = join_epilogues(sum_in_passing(graph))
+        self.graph = graph = join_prologues(join_epilogues(sum_in_passing(graph)))
         self.bytes = 0
         self.seconds = 0.0  # of planning and of making tasks, kernels among it
         # outputs that a call gives as they are, to be overwritten by the next: the first so many,
@@ -222,6 +232,11 @@ class NativeProgram:
     def chains(self) -> list[int]:
         """Native tasks in each chain (``codegen/chains.py``)."""
         return [len(task.members) for task in self.tasks.tasks if task.members]
+
+    @property
+    def prologues(self) -> int:
+        """Products whose second operand is computed while they read it."""
+        return sum(node.call.__class__ is PrologueCall for node in self.graph.nodes)
 
     @property
     def num_runs(self) -> int:
@@ -602,7 +617,7 @@ def _overlapping(arrays: Iterable[_ndarray]) -> set[int]:
 
 def _cannot_fail(node: Node) -> bool:
     """Whether a node never raises an error for values it does not like."""
-    if node.call.__class__ is EpilogueCall:
+    if node.call.__class__ in (EpilogueCall, PrologueCall):
         return True
     if node.call.__class__ is RowsCall:
         return INDEX not in node.call.program.inputs.values()

@@ -493,6 +493,10 @@ def run_guarded(at_end: bool) -> None:
         run(gemm.task(a, b, outputs, program=program, inputs=[row]))
         run(gemm.task(a, b, outputs[0]))
         assert_product(outputs[0], a, b)
+        if m <= gemm.PROLOGUE_ROWS:
+            computed = gemm.Computed(Program([x * bias], ["x", "bias"], ()), [b, row], b.shape)
+            run(gemm.task(a, computed, outputs[0]))
+            assert_product(outputs[0], a, b * row)
     print("inside")
 
 
